@@ -1,0 +1,245 @@
+//! The command line: what can be said, and the help that explains it.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use control_protocol::{
+    ClientPrefix, ConnectionsQuery, DEFAULT_SOCKET, Divert, Mirror, MirrorAddress, Redirect,
+    Restore, Service, TcpMove,
+};
+
+/// Puts the options of all subcommands behind those of one.
+const COMMON: usize = 100;
+
+const EXAMPLES: &str = "\
+Examples:
+  Send new connections to another server, three times as many to the second:
+    shuntctl divert 10.1.0.1:80/tcp 10.2.0.2:8080 '10.2.0.3:8080*3'
+  Move the existing ones as well:
+    shuntctl redirect 10.1.0.1:53/udp 10.2.0.2
+  See what is diverted, then take it back:
+    shuntctl list
+    shuntctl restore 10.1.0.1:80/tcp
+
+Exit codes:
+  0  done
+  1  the daemon did not do it; the reason is on standard error
+  2  the command line is wrong
+  3  no daemon is there, or you may not talk to it
+  4  the answer got lost, so it may or may not have been done; or the output did
+
+On a terminal, output is a table. In a pipe it is lines of tab-separated columns in the same order,
+without a heading, with plain numbers of bytes and seconds. With --json it is the result as the
+daemon sends it; docs/control-protocol.md describes the fields.";
+
+const VALUES: &str = "\
+Values:
+  SERVICE  IP[:PORT][/PROTOCOL], the address that clients talk to
+           10.1.0.1            everything that goes to this address
+           10.1.0.1:80         this port, TCP and UDP
+           [fd00::1]:443/tcp   this port, TCP only; IPv6 with a port needs brackets
+           10.1.0.1/icmp       echo (ping); it has no port
+           10.1.0.1/47         another IP protocol, by its number
+  MIRROR   IP[:PORT][*WEIGHT], a server that really answers
+           10.2.0.2            the same port as at the service
+           10.2.0.2:8080       another port
+           10.2.0.2:8080*3     three times the share of a mirror without a weight
+           10.2.0.2*0          no new connections: it drains
+  CIDR     IP[/LENGTH], clients by their address
+           192.168.7.0/24      all clients of this prefix
+           192.168.7.9         this client
+Quote a MIRROR with a weight, or the shell may take the star for a pattern.";
+
+/// Tell shuntd, the packet rewriter, where connections go.
+///
+/// A diversion sends the connections of a service to one or more mirrors, and the clients notice
+/// nothing. `divert` sets one for new connections, `redirect` moves the existing ones as well, and
+/// `restore` takes it away.
+#[derive(Debug, Parser)]
+#[command(name = "shuntctl", version, after_long_help = EXAMPLES, max_term_width = 100)]
+pub struct Arguments {
+    /// The daemon's control socket
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SHUNT_SOCKET",
+        hide_env_values = true,
+        default_value = DEFAULT_SOCKET,
+        display_order = COMMON
+    )]
+    pub socket: PathBuf,
+
+    /// Print the result as one JSON object
+    #[arg(long, global = true, display_order = COMMON)]
+    pub json: bool,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do, one variant a subcommand.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Send new connections to other servers; existing ones stay where they are
+    ///
+    /// Sets the diversion of SERVICE for the clients of --from, in place of the one that was there
+    /// for the same SERVICE and the same clients. New connections are shared among the mirrors by
+    /// weight. Existing connections stay where they are until they end.
+    #[command(after_help = VALUES)]
+    Divert(DivertArguments),
+
+    /// Send new and existing connections to other servers
+    ///
+    /// Sets the diversion as `divert` does, and moves the existing connections that it governs to
+    /// the new mirrors. Those that are on one of the new mirrors already stay there.
+    #[command(after_help = VALUES)]
+    Redirect(RedirectArguments),
+
+    /// Remove a diversion; existing connections stay on their mirror until they end
+    ///
+    /// SERVICE and --from must be those that the diversion was set with; `list` shows them.
+    #[command(after_help = VALUES)]
+    Restore(RestoreArguments),
+
+    /// List the diversions with their mirrors, one line a mirror
+    List,
+
+    /// List the connections
+    ///
+    /// Each line shows a connection's two pairs of addresses: client and service, as the client sees
+    /// it, then proxy and mirror, as the mirror sees it. For an echo, the ports of client and proxy
+    /// are the echo identifiers. Connections that begin or end during the listing may be missing.
+    #[command(after_help = VALUES)]
+    Connections(ConnectionsArguments),
+
+    /// Show what the workers have counted since the daemon started
+    Stats,
+
+    /// Show which daemon answers, and how it was started
+    Version,
+}
+
+/// What `divert` takes.
+#[derive(Debug, Args)]
+pub struct DivertArguments {
+    /// The address that clients talk to
+    service: Service,
+
+    /// The servers that really answer
+    #[arg(required = true, value_name = "MIRROR")]
+    mirrors: Vec<Mirror>,
+
+    /// Only for these clients
+    #[arg(long, value_name = "CIDR")]
+    from: Option<ClientPrefix>,
+}
+
+impl DivertArguments {
+    /// The request that the arguments stand for.
+    pub fn request(&self) -> Divert {
+        Divert {
+            service: self.service,
+            mirrors: self.mirrors.clone(),
+            from: self.from,
+        }
+    }
+}
+
+/// What `redirect` takes.
+#[derive(Debug, Args)]
+pub struct RedirectArguments {
+    /// The address that clients talk to
+    service: Service,
+
+    /// The servers that will really answer
+    #[arg(required = true, value_name = "MIRROR")]
+    mirrors: Vec<Mirror>,
+
+    /// Only for these clients
+    #[arg(long, value_name = "CIDR")]
+    from: Option<ClientPrefix>,
+
+    /// What becomes of established TCP connections
+    ///
+    /// reset: end them on both sides, so that the client connects anew and reaches the new mirror.
+    /// rewrite: send their packets to the new mirror from now on; right only when it knows the
+    /// connection already, as one of a pair that shares its state does.
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value_t,
+        value_parser = PossibleValuesParser::new([TcpMove::Rewrite.as_str(), TcpMove::Reset.as_str()])
+            .try_map(|word| word.parse::<TcpMove>()),
+    )]
+    tcp: TcpMove,
+
+    /// Only the connections that are on this mirror now, IP or IP:PORT
+    #[arg(long, value_name = "MIRROR")]
+    from_mirror: Option<MirrorAddress>,
+}
+
+impl RedirectArguments {
+    /// The request that the arguments stand for.
+    pub fn request(&self) -> Redirect {
+        Redirect {
+            service: self.service,
+            mirrors: self.mirrors.clone(),
+            from: self.from,
+            tcp: self.tcp,
+            from_mirror: self.from_mirror,
+        }
+    }
+}
+
+/// What `restore` takes.
+#[derive(Debug, Args)]
+pub struct RestoreArguments {
+    /// The diversion's service
+    service: Service,
+
+    /// The diversion's clients
+    #[arg(long, value_name = "CIDR")]
+    from: Option<ClientPrefix>,
+}
+
+impl RestoreArguments {
+    /// The request that the arguments stand for.
+    pub fn request(&self) -> Restore {
+        Restore {
+            service: self.service,
+            from: self.from,
+        }
+    }
+}
+
+/// What `connections` takes.
+#[derive(Debug, Args)]
+pub struct ConnectionsArguments {
+    /// Only the connections to this service
+    #[arg(long)]
+    service: Option<Service>,
+}
+
+impl ConnectionsArguments {
+    /// The request for the first page.
+    pub fn request(&self) -> ConnectionsQuery {
+        ConnectionsQuery {
+            service: self.service,
+            ..ConnectionsQuery::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

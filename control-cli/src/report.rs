@@ -1,0 +1,531 @@
+//! What each result looks like to people, and to programs that read lines.
+//!
+//! Sentences are for terminals. In a pipe, a result of a few single values is one line each: the
+//! field's name as in JSON, a tab, and the value.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use control_protocol::{
+    ConnectionInfo, Counters, Divert, DivertResult, ListResult, Mirror, MirrorAddress, Redirect,
+    RedirectResult, Restore, RestoreResult, StatsResult, VersionResult,
+};
+
+use crate::output::{Format, Output};
+use crate::table::{Cell, Table};
+use crate::units;
+
+/// Shows what became of a `divert`.
+///
+/// # Errors
+/// The writer's.
+pub fn divert<W: Write>(
+    output: &mut Output<W>,
+    request: &Divert,
+    result: &DivertResult,
+) -> io::Result<()> {
+    if !output.for_people() {
+        return fields(output, &[("replaced", &result.replaced)]);
+    }
+    let target = target(&request.mirrors, result.replaced);
+    writeln!(
+        output,
+        "{}{}: {target}",
+        request.service,
+        clients(request.from)
+    )
+}
+
+/// Shows what became of a `redirect`.
+///
+/// # Errors
+/// The writer's.
+pub fn redirect<W: Write>(
+    output: &mut Output<W>,
+    request: &Redirect,
+    result: &RedirectResult,
+) -> io::Result<()> {
+    let RedirectResult {
+        replaced,
+        moved,
+        reset,
+        kept,
+    } = *result;
+    if !output.for_people() {
+        return fields(
+            output,
+            &[
+                ("replaced", &replaced),
+                ("moved", &moved),
+                ("reset", &reset),
+                ("kept", &kept),
+            ],
+        );
+    }
+    let target = target(&request.mirrors, replaced);
+    writeln!(
+        output,
+        "{}{}: {target}",
+        request.service,
+        clients(request.from)
+    )?;
+    writeln!(
+        output,
+        "existing connections: {moved} moved, {reset} reset, {kept} kept where they were"
+    )
+}
+
+/// Shows what became of a `restore`.
+///
+/// # Errors
+/// The writer's.
+pub fn restore<W: Write>(
+    output: &mut Output<W>,
+    request: &Restore,
+    result: &RestoreResult,
+) -> io::Result<()> {
+    if !output.for_people() {
+        return fields(output, &[("remaining", &result.remaining)]);
+    }
+    let rest = match result.remaining {
+        0 => "no connection is left on a mirror".to_owned(),
+        1 => "1 connection stays on its mirror until it ends".to_owned(),
+        many => format!("{many} connections stay on their mirror until they end"),
+    };
+    writeln!(
+        output,
+        "{}{}: restored; {rest}",
+        request.service,
+        clients(request.from)
+    )
+}
+
+/// Shows the diversions, one line a mirror.
+///
+/// # Errors
+/// The writer's.
+pub fn list<W: Write>(output: &mut Output<W>, result: &ListResult) -> io::Result<()> {
+    let rows: Vec<_> = result
+        .diversions
+        .iter()
+        .flat_map(|diversion| {
+            diversion.mirrors.iter().map(|mirror| {
+                vec![
+                    Cell::text(diversion.service),
+                    Cell::optional(diversion.from),
+                    Cell::text(MirrorAddress {
+                        address: mirror.address,
+                        port: mirror.port,
+                    }),
+                    Cell::Count(mirror.weight.into()),
+                    Cell::Count(mirror.connections),
+                    Cell::text(diversion.state),
+                ]
+            })
+        })
+        .collect();
+    if rows.is_empty() && output.for_people() {
+        return writeln!(output, "no diversions");
+    }
+    Table::new([
+        "SERVICE",
+        "FROM",
+        "MIRROR",
+        "WEIGHT",
+        "CONNECTIONS",
+        "STATE",
+    ])
+    .rows(output, &rows)
+}
+
+/// The list of connections, shown page by page: a table, or one JSON object whatever the number of
+/// pages.
+#[derive(Debug)]
+pub struct Connections {
+    table: Table,
+    begun: bool,
+    shown: u64,
+}
+
+impl Connections {
+    /// A list of which nothing has been shown.
+    pub fn new() -> Self {
+        let table = Table::new([
+            "PROTOCOL",
+            "CLIENT",
+            "SERVICE",
+            "PROXY",
+            "MIRROR",
+            "STATE",
+            "IDLE",
+            "FWD PACKETS",
+            "FWD BYTES",
+            "REV PACKETS",
+            "REV BYTES",
+        ]);
+        Self {
+            table,
+            begun: false,
+            shown: 0,
+        }
+    }
+
+    /// Shows one page, at once. Every list has at least one.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn page<W: Write>(
+        &mut self,
+        output: &mut Output<W>,
+        connections: &[ConnectionInfo],
+    ) -> io::Result<()> {
+        if output.format() == Format::Json {
+            if !self.begun {
+                write!(output, "{{\"connections\":[")?;
+            }
+            for (number, connection) in (self.shown..).zip(connections) {
+                if number > 0 {
+                    write!(output, ",")?;
+                }
+                serde_json::to_writer(&mut *output, connection)?;
+            }
+        } else {
+            let rows: Vec<_> = connections.iter().map(connection).collect();
+            self.table.rows(output, &rows)?;
+        }
+        self.begun = true;
+        self.shown += connections.len() as u64;
+        output.flush()
+    }
+
+    /// Ends the list.
+    ///
+    /// # Errors
+    /// The writer's.
+    pub fn end<W: Write>(self, output: &mut Output<W>) -> io::Result<()> {
+        match output.format() {
+            Format::Json => writeln!(output, "]}}"),
+            Format::Terminal { .. } if self.shown == 0 => writeln!(output, "no connections"),
+            Format::Terminal { .. } | Format::Plain => Ok(()),
+        }
+    }
+}
+
+fn connection(connection: &ConnectionInfo) -> Vec<Cell> {
+    vec![
+        Cell::text(connection.protocol),
+        Cell::text(connection.client),
+        Cell::text(connection.service),
+        Cell::text(connection.proxy),
+        Cell::text(connection.mirror),
+        Cell::text(connection.state),
+        Cell::Seconds(connection.idle_seconds),
+        Cell::Count(connection.forward.packets),
+        Cell::Bytes(connection.forward.bytes),
+        Cell::Count(connection.reverse.packets),
+        Cell::Bytes(connection.reverse.bytes),
+    ]
+}
+
+/// Shows the counters, one line each: its name as in JSON, the sum, and each worker's share. People
+/// don't see the reasons for drops that never came up.
+///
+/// # Errors
+/// The writer's.
+pub fn stats<W: Write>(output: &mut Output<W>, result: &StatsResult) -> io::Result<()> {
+    let mut reasons: Vec<&str> = result.total.drops.keys().map(String::as_str).collect();
+    if output.for_people() {
+        writeln!(output, "up for {}", units::duration(result.uptime_seconds))?;
+        reasons.retain(|reason| result.total.drops[*reason] > 0);
+    } else {
+        fields(output, &[("uptime_seconds", &result.uptime_seconds)])?;
+    }
+
+    let mut headings = vec!["COUNTER".to_owned(), "TOTAL".to_owned()];
+    let mut rows: Vec<Vec<Cell>> = counts(&result.total, &reasons)
+        .into_iter()
+        .map(|(name, cell)| vec![Cell::Text(name), cell])
+        .collect();
+    for (number, worker) in result.workers.iter().enumerate() {
+        headings.push(format!("WORKER {number}"));
+        for (row, (_, cell)) in rows.iter_mut().zip(counts(worker, &reasons)) {
+            row.push(cell);
+        }
+    }
+    Table::new(headings).rows(output, &rows)
+}
+
+/// The counts with their names as in JSON; those of drops for these reasons only.
+fn counts(counters: &Counters, reasons: &[&str]) -> Vec<(String, Cell)> {
+    let mut counts = Vec::new();
+    for (name, traffic) in [
+        ("received", counters.received),
+        ("translated_forward", counters.translated_forward),
+        ("translated_reverse", counters.translated_reverse),
+        ("passed", counters.passed),
+        ("held", counters.held),
+    ] {
+        counts.push((format!("{name}.packets"), Cell::Count(traffic.packets)));
+        counts.push((format!("{name}.bytes"), Cell::Bytes(traffic.bytes)));
+    }
+    for (name, count) in [
+        ("handed_over", counters.handed_over),
+        ("reassembled", counters.reassembled),
+        ("connections", counters.connections),
+        ("created", counters.created),
+        ("expired", counters.expired),
+        ("evicted", counters.evicted),
+        ("moved", counters.moved),
+        ("reset", counters.reset),
+    ] {
+        counts.push((name.to_owned(), Cell::Count(count)));
+    }
+    for reason in reasons {
+        let count = counters.drops.get(*reason).copied().unwrap_or(0);
+        counts.push((format!("drops.{reason}"), Cell::Count(count)));
+    }
+    counts
+}
+
+/// Shows who answers.
+///
+/// # Errors
+/// The writer's.
+pub fn version<W: Write>(output: &mut Output<W>, result: &VersionResult) -> io::Result<()> {
+    let rows = [
+        ("version", Cell::text(&result.version)),
+        ("protocol", Cell::text(result.protocol)),
+        ("egress", Cell::text(&result.egress)),
+        ("offload", Cell::text(&result.offload)),
+        ("workers", Cell::text(result.workers)),
+        ("tun", Cell::text(&result.tun)),
+        ("pid", Cell::text(result.pid)),
+    ];
+    let rows = rows.map(|(name, value)| vec![Cell::text(name), value]);
+    Table::new(["SHUNTD", ""]).rows(output, &rows)
+}
+
+/// One line a field: its name, a tab, its value.
+fn fields<W: Write>(output: &mut Output<W>, fields: &[(&str, &dyn Display)]) -> io::Result<()> {
+    fields
+        .iter()
+        .try_for_each(|(name, value)| writeln!(output, "{name}\t{value}"))
+}
+
+/// Which clients a diversion is for, as a part of a sentence.
+fn clients(from: Option<impl Display>) -> String {
+    from.map(|from| format!(" from {from}")).unwrap_or_default()
+}
+
+/// Where new connections go, as a part of a sentence.
+fn target(mirrors: &[Mirror], replaced: bool) -> String {
+    let mirrors: Vec<String> = mirrors.iter().map(Mirror::to_string).collect();
+    let before = if replaced {
+        ", in place of the earlier mirrors"
+    } else {
+        ""
+    };
+    format!("new connections go to {}{before}", mirrors.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use control_protocol::{DiversionInfo, DiversionState, MirrorInfo, Traffic};
+
+    const TERMINAL: Format = Format::Terminal { bold: false };
+
+    fn written(
+        format: Format,
+        report: impl FnOnce(&mut Output<&mut Vec<u8>>) -> io::Result<()>,
+    ) -> String {
+        let mut bytes = Vec::new();
+        report(&mut Output::new(&mut bytes, format)).expect("memory takes it");
+        String::from_utf8(bytes).expect("text")
+    }
+
+    fn request() -> Redirect {
+        Redirect {
+            service: "10.1.0.1:80/tcp".parse().expect("a service"),
+            mirrors: ["10.2.0.2:80", "10.2.0.3:80*3"]
+                .map(|text| text.parse().expect(text))
+                .into(),
+            from: Some("10.0.0.0/8".parse().expect("a prefix")),
+            tcp: control_protocol::TcpMove::Reset,
+            from_mirror: None,
+        }
+    }
+
+    #[test]
+    fn changes_are_told_in_sentences() {
+        let Redirect {
+            service,
+            mirrors,
+            from,
+            ..
+        } = request();
+        let divert_request = Divert {
+            service,
+            mirrors,
+            from: None,
+        };
+        assert_eq!(
+            written(TERMINAL, |output| divert(
+                output,
+                &divert_request,
+                &DivertResult { replaced: false }
+            )),
+            "10.1.0.1:80/tcp: new connections go to 10.2.0.2:80, 10.2.0.3:80*3\n"
+        );
+
+        let result = RedirectResult {
+            replaced: true,
+            moved: 12,
+            reset: 3,
+            kept: 1,
+        };
+        assert_eq!(
+            written(TERMINAL, |output| redirect(output, &request(), &result)),
+            "10.1.0.1:80/tcp from 10.0.0.0/8: new connections go to 10.2.0.2:80, 10.2.0.3:80*3, in \
+             place of the earlier mirrors\n\
+             existing connections: 12 moved, 3 reset, 1 kept where they were\n"
+        );
+        assert_eq!(
+            written(Format::Plain, |output| redirect(
+                output,
+                &request(),
+                &result
+            )),
+            "replaced\ttrue\nmoved\t12\nreset\t3\nkept\t1\n"
+        );
+
+        let restore_request = Restore { service, from };
+        for (remaining, rest) in [
+            (0, "no connection is left on a mirror"),
+            (1, "1 connection stays on its mirror until it ends"),
+            (2, "2 connections stay on their mirror until they end"),
+        ] {
+            assert_eq!(
+                written(TERMINAL, |output| restore(
+                    output,
+                    &restore_request,
+                    &RestoreResult { remaining }
+                )),
+                format!("10.1.0.1:80/tcp from 10.0.0.0/8: restored; {rest}\n")
+            );
+        }
+    }
+
+    #[test]
+    fn diversions_have_a_line_for_each_mirror() {
+        let mirror = |last, weight, connections| MirrorInfo {
+            address: [10, 2, 0, last].into(),
+            port: Some(80),
+            weight,
+            connections,
+        };
+        let result = ListResult {
+            diversions: vec![
+                DiversionInfo {
+                    service: "10.1.0.1:80/tcp".parse().expect("a service"),
+                    from: None,
+                    mirrors: vec![mirror(2, 1, 12), mirror(3, 0, 1)],
+                    state: DiversionState::Active,
+                },
+                DiversionInfo {
+                    service: "10.1.0.9".parse().expect("a service"),
+                    from: Some("10.0.0.0/8".parse().expect("a prefix")),
+                    mirrors: vec![MirrorInfo {
+                        port: None,
+                        ..mirror(4, 0, 7)
+                    }],
+                    state: DiversionState::Restored,
+                },
+            ],
+        };
+        insta::assert_snapshot!(written(TERMINAL, |output| list(output, &result)), @r"
+        SERVICE          FROM        MIRROR       WEIGHT  CONNECTIONS  STATE
+        10.1.0.1:80/tcp  -           10.2.0.2:80       1           12  active
+        10.1.0.1:80/tcp  -           10.2.0.3:80       0            1  active
+        10.1.0.9         10.0.0.0/8  10.2.0.4          0            7  restored
+        ");
+        insta::assert_snapshot!(written(Format::Plain, |output| list(output, &result)), @r"
+        10.1.0.1:80/tcp	-	10.2.0.2:80	1	12	active
+        10.1.0.1:80/tcp	-	10.2.0.3:80	0	1	active
+        10.1.0.9	10.0.0.0/8	10.2.0.4	0	7	restored
+        ");
+    }
+
+    #[test]
+    fn a_person_is_told_when_a_list_is_empty() {
+        let result = ListResult {
+            diversions: Vec::new(),
+        };
+        assert_eq!(
+            written(TERMINAL, |output| list(output, &result)),
+            "no diversions\n"
+        );
+        assert_eq!(written(Format::Plain, |output| list(output, &result)), "");
+
+        let empty = |format| {
+            written(format, |output| {
+                let mut report = Connections::new();
+                report.page(output, &[])?;
+                report.end(output)
+            })
+        };
+        assert_eq!(empty(TERMINAL), "no connections\n");
+        assert_eq!(empty(Format::Plain), "");
+        assert_eq!(empty(Format::Json), "{\"connections\":[]}\n");
+    }
+
+    #[test]
+    fn counters_have_a_column_for_each_worker() {
+        let worker = |packets, no_route| Counters {
+            received: Traffic {
+                packets,
+                bytes: packets * 1000,
+            },
+            created: packets / 10,
+            drops: [("malformed", 0), ("no_route", no_route)]
+                .map(|(reason, count)| (reason.to_owned(), count))
+                .into(),
+            ..Counters::default()
+        };
+        let workers = vec![worker(70, 0), worker(50_000, 2)];
+        let mut total = Counters::default();
+        workers.iter().for_each(|counters| total.add(counters));
+        let result = StatsResult {
+            uptime_seconds: 3700,
+            workers,
+            total,
+        };
+
+        insta::assert_snapshot!(written(TERMINAL, |output| stats(output, &result)), @r"
+        up for 1h 1m
+        COUNTER                       TOTAL  WORKER 0  WORKER 1
+        received.packets              50070        70     50000
+        received.bytes              50.1 MB   70.0 kB   50.0 MB
+        translated_forward.packets        0         0         0
+        translated_forward.bytes        0 B       0 B       0 B
+        translated_reverse.packets        0         0         0
+        translated_reverse.bytes        0 B       0 B       0 B
+        passed.packets                    0         0         0
+        passed.bytes                    0 B       0 B       0 B
+        held.packets                      0         0         0
+        held.bytes                      0 B       0 B       0 B
+        handed_over                       0         0         0
+        reassembled                       0         0         0
+        connections                       0         0         0
+        created                        5007         7      5000
+        expired                           0         0         0
+        evicted                           0         0         0
+        moved                             0         0         0
+        reset                             0         0         0
+        drops.no_route                    2         0         2
+        ");
+        let plain = written(Format::Plain, |output| stats(output, &result));
+        assert!(plain.starts_with("uptime_seconds\t3700\nreceived.packets\t50070\t70\t50000\n"));
+        assert!(plain.ends_with("drops.malformed\t0\t0\t0\ndrops.no_route\t2\t0\t2\n"));
+    }
+}

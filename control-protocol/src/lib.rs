@@ -1,0 +1,66 @@
+//! The control protocol of Shunt: what `shuntctl`, the monitor and the naming server say to the
+//! daemon `shuntd`, and what it answers.
+//!
+//! The two ends speak over a Unix stream socket, one JSON object a line. A client sends a
+//! [`Request`], which carries a number of the client's choice and a [`Method`]; the daemon sends one
+//! [`Answer`] for each request, in order, with the same number and either a result or a [`Failure`].
+//! `docs/control-protocol.md` describes the same from the outside, for clients in other languages.
+//!
+//! From the bottom to the top:
+//! - [`Service`], [`Mirror`], [`MirrorAddress`], [`ClientPrefix`], [`Cursor`] and the words
+//!   ([`Protocol`], [`TcpMove`], …) are values with one text form, read by [`std::str::FromStr`] and
+//!   written by [`std::fmt::Display`]. A person types that form on the command line, and JSON carries
+//!   it as a string. What is wrong with a text is said in a sentence by [`TextError`].
+//! - [`Divert`], [`Redirect`], [`Restore`], [`List`], [`ConnectionsQuery`], [`Stats`] and [`Version`]
+//!   are the parameters of one method each. The trait [`Call`] pairs them with their results
+//!   ([`DivertResult`], …), so that no end can mix them up.
+//! - [`read_request`] takes a line to a [`Request`] or to the [`Answer`] that refuses it;
+//!   [`Request::to_line`] and [`Answer::to_line`] write lines. They are pure functions: a server
+//!   brings its own sockets.
+//! - [`Client`] joins it all for blocking programs:
+//!
+//! ```no_run
+//! use control_protocol::{Client, DEFAULT_SOCKET, Divert};
+//!
+//! let mut client = Client::connect(DEFAULT_SOCKET)?;
+//! let result = client.call(Divert {
+//!     service: "10.1.0.1:80/tcp".parse()?,
+//!     mirrors: vec!["10.2.0.2:8080".parse()?, "10.2.0.3:8080*3".parse()?],
+//!     from: None,
+//! })?;
+//! assert!(!result.replaced);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! What this crate does not do: decide who may ask (the daemon does, by the socket's permissions and
+//! the peer's credentials), look up host names, or check whether a diversion makes sense on this host.
+
+mod address;
+mod answer;
+mod client;
+mod line;
+mod method;
+mod prefix;
+mod request;
+mod results;
+mod text;
+
+pub use address::{Mirror, MirrorAddress, Protocol, Service};
+pub use answer::{Answer, ErrorCode, Failure};
+pub use client::{Client, ClientError, DEFAULT_TIMEOUT, ProtocolViolation};
+pub use line::{MAX_ANSWER_LINE, MAX_LINE, MAX_MESSAGE, PROTOCOL_VERSION};
+pub use method::{
+    Call, ConnectionsQuery, Cursor, Divert, List, MAX_PAGE, Method, Redirect, Restore, Stats,
+    TcpMove, Version,
+};
+pub use prefix::ClientPrefix;
+pub use request::{Request, read_request};
+pub use results::{
+    ConnectionInfo, ConnectionState, ConnectionsResult, Counters, DiversionInfo, DiversionState,
+    DivertResult, ListResult, MirrorInfo, RedirectResult, RestoreResult, StatsResult, Traffic,
+    VersionResult,
+};
+pub use text::TextError;
+
+/// Where `shuntd` listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/shunt/control.sock";

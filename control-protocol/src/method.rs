@@ -1,0 +1,301 @@
+//! The methods: what a client can ask for, one parameter struct each.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::address::{Mirror, MirrorAddress, Service};
+use crate::prefix::ClientPrefix;
+use crate::results::{
+    ConnectionsResult, DivertResult, ListResult, RedirectResult, RestoreResult, StatsResult,
+    VersionResult,
+};
+use crate::text::{TextError, digits, excerpt, json_as_text, words};
+
+/// The most connections in one answer, and how many there are when a query names no limit.
+pub const MAX_PAGE: u32 = 1000;
+
+/// The parameters of one method, paired with its name and its result.
+pub trait Call: Into<Method> {
+    /// The method's name on the socket.
+    const METHOD: &'static str;
+    /// What the daemon answers when it has done what was asked.
+    type Result: Serialize + DeserializeOwned;
+}
+
+macro_rules! methods {
+    ($($(#[$doc:meta])* $variant:ident($params:ident) => $name:literal, $result:ident;)+) => {
+        /// What is asked of the daemon: a method with its parameters.
+        ///
+        /// Read by [`crate::read_request`] only, which also says what is wrong with a request.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+        #[serde(tag = "method", content = "params", rename_all = "snake_case")]
+        pub enum Method {
+            $($(#[$doc])* $variant($params),)+
+        }
+
+        impl Method {
+            /// The names of all methods.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+
+            /// The method's name on the socket.
+            pub const fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $name,)+
+                }
+            }
+
+            /// Reads the parameters of the method with this name from a JSON object; `None` when
+            /// there is no such method.
+            pub(crate) fn read(name: &str, params: &str) -> Option<serde_json::Result<Self>> {
+                match name {
+                    $($name => Some(serde_json::from_str(params).map(Self::$variant)),)+
+                    _ => None,
+                }
+            }
+        }
+
+        $(
+            impl From<$params> for Method {
+                fn from(params: $params) -> Self {
+                    Self::$variant(params)
+                }
+            }
+
+            impl Call for $params {
+                const METHOD: &'static str = $name;
+                type Result = $result;
+            }
+        )+
+    };
+}
+
+methods! {
+    /// Sets a diversion; existing connections stay where they are.
+    Divert(Divert) => "divert", DivertResult;
+    /// Sets a diversion and moves the existing connections too.
+    Redirect(Redirect) => "redirect", RedirectResult;
+    /// Removes a diversion; existing connections stay where they are until they end.
+    Restore(Restore) => "restore", RestoreResult;
+    /// Asks for all diversions.
+    List(List) => "list", ListResult;
+    /// Asks for one page of the connections.
+    Connections(ConnectionsQuery) => "connections", ConnectionsResult;
+    /// Asks for the counters.
+    Stats(Stats) => "stats", StatsResult;
+    /// Asks who is answering.
+    Version(Version) => "version", VersionResult;
+}
+
+/// Sets a diversion, or replaces the mirrors of the one with the same `service` and `from`: new
+/// connections follow it, existing ones stay on their mirror.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Divert {
+    /// What is diverted.
+    pub service: Service,
+    /// Where it goes; at least one mirror.
+    #[serde(deserialize_with = "some_mirrors")]
+    pub mirrors: Vec<Mirror>,
+    /// Only these clients; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<ClientPrefix>,
+}
+
+/// Sets a diversion as [`Divert`] does, and moves the existing connections that it governs to the
+/// new mirrors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redirect {
+    /// What is redirected.
+    pub service: Service,
+    /// Where it goes; at least one mirror.
+    #[serde(deserialize_with = "some_mirrors")]
+    pub mirrors: Vec<Mirror>,
+    /// Only these clients; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<ClientPrefix>,
+    /// What becomes of established TCP connections.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub tcp: TcpMove,
+    /// Move only the connections that are on this mirror now; `None`: those on any mirror.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_mirror: Option<MirrorAddress>,
+}
+
+/// What becomes of an established TCP connection that is redirected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum TcpMove {
+    /// Its packets go to the new mirror from now on. Right only when the new mirror knows the
+    /// connection already, as one of a pair that shares its state does.
+    Rewrite,
+    /// It is ended on both sides with a reset, and the client's next attempt reaches the new mirror.
+    #[default]
+    Reset,
+}
+
+words!(TcpMove, "way to move TCP", "rewrite or reset", { Rewrite => "rewrite", Reset => "reset" });
+
+/// Removes the diversion with exactly this `service` and `from`: new connections go where they would
+/// without Shunt, existing ones stay on their mirror until they end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The diversion's service.
+    pub service: Service,
+    /// The diversion's clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<ClientPrefix>,
+}
+
+/// Asks for all diversions; takes no parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct List {}
+
+/// Asks for one page of the connections.
+///
+/// A connection that lives through the whole of a walk from page to page is seen once. One that begins
+/// or ends meanwhile may or may not be seen.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionsQuery {
+    /// Where the page begins: [`ConnectionsResult::next`] of the page before; `None`: the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Cursor>,
+    /// The most connections in the page, from 1 to [`MAX_PAGE`], which `None` stands for.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "page_limit"
+    )]
+    pub limit: Option<u32>,
+    /// Only connections to this service; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
+}
+
+/// A place in the list of connections. Clients pass it on as it came.
+///
+/// Text: two numbers with a colon between them, such as `0:1234`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cursor {
+    /// The worker whose connections are being listed.
+    pub worker: u32,
+    /// The first slot of that worker's table that is yet to be looked at.
+    pub slot: u32,
+}
+
+impl FromStr for Cursor {
+    type Err = TextError;
+
+    fn from_str(text: &str) -> Result<Self, TextError> {
+        text.split_once(':')
+            .and_then(|(worker, slot)| {
+                Some(Self {
+                    worker: digits(worker)?,
+                    slot: digits(slot)?,
+                })
+            })
+            .ok_or_else(|| TextError::NotACursor {
+                seen: excerpt(text),
+            })
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.worker, self.slot)
+    }
+}
+
+json_as_text!(Cursor, "a cursor, the `next` of an earlier answer");
+
+/// Asks for the counters; takes no parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stats {}
+
+/// Asks who is answering; takes no parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {}
+
+fn some_mirrors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Mirror>, D::Error> {
+    let mirrors = Vec::deserialize(deserializer)?;
+    if mirrors.is_empty() {
+        return Err(D::Error::custom(
+            "`mirrors` is empty; expected at least one mirror",
+        ));
+    }
+    Ok(mirrors)
+}
+
+fn null_is_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn page_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    match Option::deserialize(deserializer)? {
+        Some(limit) if !(1..=MAX_PAGE).contains(&limit) => Err(D::Error::custom(format!(
+            "`limit` is {limit}; expected a number from 1 to {MAX_PAGE}"
+        ))),
+        limit => Ok(limit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_has_the_name_of_its_method() {
+        fn check<C: Call + Default>() {
+            let method: Method = C::default().into();
+            assert_eq!(method.name(), C::METHOD);
+            assert!(Method::NAMES.contains(&C::METHOD));
+        }
+        check::<List>();
+        check::<ConnectionsQuery>();
+        check::<Stats>();
+        check::<Version>();
+    }
+
+    #[test]
+    fn cursors_are_two_numbers() {
+        let cursor: Cursor = "1:4294967295".parse().expect("a cursor");
+        assert_eq!(
+            cursor,
+            Cursor {
+                worker: 1,
+                slot: u32::MAX
+            }
+        );
+        for text in ["", "1", ":", "1:", "1:2:3", "-1:2", "1:4294967296"] {
+            assert_eq!(
+                text.parse::<Cursor>().expect_err(text).to_string(),
+                format!(
+                    "\"{text}\" is not a cursor; pass on the `next` of an earlier answer as it came"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn tcp_connections_are_reset_unless_told_otherwise() {
+        assert_eq!(TcpMove::default().as_str(), "reset");
+        assert_eq!(
+            "splice"
+                .parse::<TcpMove>()
+                .expect_err("unknown")
+                .to_string(),
+            "\"splice\" is not a way to move TCP; expected rewrite or reset"
+        );
+    }
+}

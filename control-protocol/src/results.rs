@@ -1,0 +1,358 @@
+//! The results: what the daemon answers when it has done what was asked.
+//!
+//! An absent value is `null`, never left out. Results may gain fields in later versions of the daemon;
+//! reading them ignores those that are unknown.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::{Protocol, Service};
+use crate::method::Cursor;
+use crate::prefix::ClientPrefix;
+use crate::text::words;
+
+/// Answer to [`crate::Divert`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DivertResult {
+    /// Whether a diversion with the same service and clients was there before.
+    pub replaced: bool,
+}
+
+/// Answer to [`crate::Redirect`]: the diversion is set, and this became of the connections that it
+/// governs. Each of them is counted once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedirectResult {
+    /// Whether a diversion with the same service and clients was there before.
+    pub replaced: bool,
+    /// Connections that are on one of the new mirrors now, and were elsewhere before.
+    pub moved: u64,
+    /// TCP connections that were ended with a reset.
+    pub reset: u64,
+    /// Connections that stayed where they were: on one of the new mirrors already, or on a mirror
+    /// other than `from_mirror`.
+    pub kept: u64,
+}
+
+/// Answer to [`crate::Restore`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreResult {
+    /// Connections that stay on their mirror until they end.
+    pub remaining: u64,
+}
+
+/// Answer to [`crate::List`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListResult {
+    /// All diversions.
+    pub diversions: Vec<DiversionInfo>,
+}
+
+/// A diversion as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiversionInfo {
+    /// What is diverted.
+    pub service: Service,
+    /// Only these clients; `None`: all.
+    pub from: Option<ClientPrefix>,
+    /// Its mirrors, and those that it had and that still have connections (with weight 0).
+    pub mirrors: Vec<MirrorInfo>,
+    /// Whether new connections follow it.
+    pub state: DiversionState,
+}
+
+/// A mirror of a diversion as it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorInfo {
+    /// The mirror's address.
+    pub address: IpAddr,
+    /// The port at the mirror; `None`: the same as at the service.
+    pub port: Option<u16>,
+    /// Its share of the new connections; 0: it gets none.
+    pub weight: u16,
+    /// How many connections are on it now.
+    pub connections: u64,
+}
+
+/// Whether new connections follow a diversion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiversionState {
+    /// New connections follow it.
+    Active,
+    /// It has been removed, but connections remain on its mirrors. It disappears with the last one.
+    Restored,
+}
+
+words!(DiversionState, "state of a diversion", "active or restored", {
+    Active => "active",
+    Restored => "restored",
+});
+
+/// Answer to [`crate::ConnectionsQuery`]: one page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionsResult {
+    /// The connections, in no particular order. A page may be empty although another one follows.
+    pub connections: Vec<ConnectionInfo>,
+    /// What to ask for the next page with; `None`: this was the last one.
+    pub next: Option<Cursor>,
+}
+
+/// A connection as it stands: its pair of pairs `(client, service) ↔ (proxy, mirror)`.
+///
+/// For an echo, the ports of `client` and `proxy` are the echo identifiers on that side, and the
+/// ports of `service` and `mirror` are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionInfo {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Who opened it.
+    pub client: SocketAddr,
+    /// Where the client thinks it goes.
+    pub service: SocketAddr,
+    /// Where the mirror thinks it comes from.
+    pub proxy: SocketAddr,
+    /// Where it really goes.
+    pub mirror: SocketAddr,
+    /// How far its life has come.
+    pub state: ConnectionState,
+    /// Whole seconds since its last packet in either direction.
+    pub idle_seconds: u64,
+    /// From the client to the mirror, since it began.
+    pub forward: Traffic,
+    /// From the mirror to the client, since it began.
+    pub reverse: Traffic,
+}
+
+/// How far a connection's life has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConnectionState {
+    /// TCP: the handshake is under way.
+    Opening,
+    /// TCP: the handshake is done, and neither end has finished.
+    Established,
+    /// TCP: one end has finished, the other not yet.
+    Closing,
+    /// TCP: both ends have finished, or one has reset it. It is remembered for stragglers.
+    Closed,
+    /// UDP and echo, which have no stages: it was used lately.
+    Active,
+}
+
+words!(
+    ConnectionState,
+    "state of a connection",
+    "opening, established, closing, closed or active",
+    {
+        Opening => "opening",
+        Established => "established",
+        Closing => "closing",
+        Closed => "closed",
+        Active => "active",
+    }
+);
+
+/// An amount of traffic. A super-packet counts as one packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of these packets, from the IP header on.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// Adds the other amount to this one; stops at the largest number.
+    pub fn add(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
+/// Answer to [`crate::Stats`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatsResult {
+    /// Whole seconds since the daemon started.
+    pub uptime_seconds: u64,
+    /// Each worker's counters, by the worker's number.
+    pub workers: Vec<Counters>,
+    /// The sum over the workers.
+    pub total: Counters,
+}
+
+/// What a worker, or all of them, have done since the daemon started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Decided on; a packet that is handed over counts at its owner only.
+    pub received: Traffic,
+    /// Translated on the way from a client to a mirror.
+    pub translated_forward: Traffic,
+    /// Translated on the way from a mirror to a client.
+    pub translated_reverse: Traffic,
+    /// Sent on untouched, for want of a diversion.
+    pub passed: Traffic,
+    /// Fragments kept until their datagram is whole.
+    pub held: Traffic,
+    /// Packets given to the worker that owns their connection.
+    pub handed_over: u64,
+    /// Datagrams that were put together from their fragments.
+    pub reassembled: u64,
+    /// Connections that there are now.
+    pub connections: u64,
+    /// Connections that began.
+    pub created: u64,
+    /// Connections that were forgotten, having ended or fallen silent.
+    pub expired: u64,
+    /// Connections that were forgotten early to make room: ended ones, and ones that were never
+    /// answered.
+    pub evicted: u64,
+    /// Connections that were moved to another mirror.
+    pub moved: u64,
+    /// Connections that were ended with a reset.
+    pub reset: u64,
+    /// Packets that were dropped, by the name of the reason. Reasons that never came up are there
+    /// too, with 0.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    /// Adds the other's counts to these, reason by reason; stops at the largest number.
+    pub fn add(&mut self, other: &Self) {
+        self.received.add(other.received);
+        self.translated_forward.add(other.translated_forward);
+        self.translated_reverse.add(other.translated_reverse);
+        self.passed.add(other.passed);
+        self.handed_over = self.handed_over.saturating_add(other.handed_over);
+        self.held.add(other.held);
+        self.reassembled = self.reassembled.saturating_add(other.reassembled);
+        self.connections = self.connections.saturating_add(other.connections);
+        self.created = self.created.saturating_add(other.created);
+        self.expired = self.expired.saturating_add(other.expired);
+        self.evicted = self.evicted.saturating_add(other.evicted);
+        self.moved = self.moved.saturating_add(other.moved);
+        self.reset = self.reset.saturating_add(other.reset);
+        for (reason, count) in &other.drops {
+            let sum = self.drops.entry(reason.clone()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+    }
+}
+
+/// Answer to [`crate::Version`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionResult {
+    /// The daemon's version, such as `0.1.0`.
+    pub version: String,
+    /// The newest version of this protocol that the daemon speaks.
+    pub protocol: u32,
+    /// How packets leave: `tun` or `raw`.
+    pub egress: String,
+    /// Which super-packets the TUN takes and gives, in the daemon's words.
+    pub offload: String,
+    /// How many workers there are.
+    pub workers: u32,
+    /// The name of the TUN interface.
+    pub tun: String,
+    /// The daemon's process id.
+    pub pid: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counters that are all different: `base`, `base` + 1, and so on in the order of the fields.
+    fn counters(base: u64, drops: &[(&str, u64)]) -> Counters {
+        let traffic = |at| Traffic {
+            packets: base + at,
+            bytes: base + at + 1,
+        };
+        Counters {
+            received: traffic(0),
+            translated_forward: traffic(2),
+            translated_reverse: traffic(4),
+            passed: traffic(6),
+            held: traffic(8),
+            handed_over: base + 10,
+            reassembled: base + 11,
+            connections: base + 12,
+            created: base + 13,
+            expired: base + 14,
+            evicted: base + 15,
+            moved: base + 16,
+            reset: base + 17,
+            drops: drops
+                .iter()
+                .map(|(reason, count)| ((*reason).to_owned(), *count))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn counters_add_up_field_by_field() {
+        let mut sum = counters(0, &[("malformed", 1), ("no_room", 0)]);
+        sum.add(&counters(100, &[("malformed", 2), ("expired", 5)]));
+
+        let traffic = |at: u64| Traffic {
+            packets: 100 + 2 * at,
+            bytes: 102 + 2 * at,
+        };
+        assert_eq!(
+            sum,
+            Counters {
+                received: traffic(0),
+                translated_forward: traffic(2),
+                translated_reverse: traffic(4),
+                passed: traffic(6),
+                held: traffic(8),
+                handed_over: 120,
+                reassembled: 122,
+                connections: 124,
+                created: 126,
+                expired: 128,
+                evicted: 130,
+                moved: 132,
+                reset: 134,
+                drops: [("malformed", 3), ("no_room", 0), ("expired", 5)]
+                    .map(|(reason, count)| (reason.to_owned(), count))
+                    .into(),
+            }
+        );
+    }
+
+    #[test]
+    fn counters_stop_at_the_largest_number() {
+        let mut sum = Traffic {
+            packets: u64::MAX,
+            bytes: 1,
+        };
+        sum.add(Traffic {
+            packets: 1,
+            bytes: 2,
+        });
+        assert_eq!(
+            sum,
+            Traffic {
+                packets: u64::MAX,
+                bytes: 3
+            }
+        );
+    }
+
+    #[test]
+    fn results_ignore_fields_they_do_not_know() {
+        let result: RestoreResult =
+            serde_json::from_str(r#"{"remaining":3,"since":"yesterday"}"#).expect("a result");
+        assert_eq!(result, RestoreResult { remaining: 3 });
+    }
+
+    #[test]
+    fn absent_values_are_null() {
+        let page = ConnectionsResult {
+            connections: Vec::new(),
+            next: None,
+        };
+        let json = serde_json::to_string(&page).expect("plain data");
+        assert_eq!(json, r#"{"connections":[],"next":null}"#);
+    }
+}

@@ -1,0 +1,258 @@
+//! Properties: what is written is read back as it was, as text and as JSON, and no input whatever
+//! makes reading panic.
+
+use std::fmt::{Debug, Display};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use control_protocol::{
+    Answer, ClientPrefix, ConnectionState, ConnectionsQuery, Cursor, DiversionState, Divert,
+    ErrorCode, List, MAX_PAGE, Method, Mirror, MirrorAddress, Protocol, Redirect, Request, Restore,
+    Service, Stats, TcpMove, TextError, Version, read_request,
+};
+use ipnet::IpNet;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Every address that has only one spelling: IPv4-mapped ones are not among them.
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        any::<Ipv4Addr>().prop_map(IpAddr::V4),
+        any::<Ipv6Addr>()
+            .prop_filter("has an IPv4 spelling", |address| address
+                .to_ipv4_mapped()
+                .is_none())
+            .prop_map(IpAddr::V6),
+        // Addresses whose zeros can be shortened, which random ones hardly ever have.
+        (any::<u16>(), any::<u16>(), 0..6_usize).prop_map(|(first, last, at)| {
+            let mut segments = [first | 1, 0, 0, 0, 0, 0, 0, last];
+            segments[at] |= 1;
+            IpAddr::from(segments)
+        }),
+    ]
+}
+
+fn port() -> impl Strategy<Value = Option<u16>> {
+    option::of(1..=u16::MAX)
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let protocol = prop_oneof![
+        Just(Protocol::Tcp),
+        Just(Protocol::Udp),
+        Just(Protocol::Icmp),
+        Just(Protocol::Other(47))
+    ];
+    (address(), port(), option::of(protocol)).prop_map(|(address, port, protocol)| Service {
+        address,
+        port: port.filter(|_| protocol.is_none_or(Protocol::has_ports)),
+        protocol,
+    })
+}
+
+fn mirror() -> impl Strategy<Value = Mirror> {
+    (address(), port(), any::<u16>()).prop_map(|(address, port, weight)| Mirror {
+        address,
+        port,
+        weight,
+    })
+}
+
+fn mirror_address() -> impl Strategy<Value = MirrorAddress> {
+    (address(), port()).prop_map(|(address, port)| MirrorAddress { address, port })
+}
+
+fn prefix() -> impl Strategy<Value = ClientPrefix> {
+    (address(), 0..=128_u8)
+        .prop_map(|(address, length)| {
+            let longest = IpNet::from(address).max_prefix_len();
+            IpNet::new(address, length.min(longest)).expect("not longer than the longest")
+        })
+        // Cutting an address off can make a mapped one of it.
+        .prop_map(ClientPrefix::from)
+        .prop_filter("has an IPv4 spelling", |prefix| {
+            match prefix.network().addr() {
+                IpAddr::V4(_) => true,
+                IpAddr::V6(address) => address.to_ipv4_mapped().is_none(),
+            }
+        })
+}
+
+fn cursor() -> impl Strategy<Value = Cursor> {
+    (any::<u32>(), any::<u32>()).prop_map(|(worker, slot)| Cursor { worker, slot })
+}
+
+fn method() -> impl Strategy<Value = Method> {
+    let tcp = prop_oneof![Just(TcpMove::Rewrite), Just(TcpMove::Reset)];
+    prop_oneof![
+        (service(), vec(mirror(), 1..4), option::of(prefix())).prop_map(
+            |(service, mirrors, from)| Divert {
+                service,
+                mirrors,
+                from
+            }
+            .into()
+        ),
+        (
+            service(),
+            vec(mirror(), 1..4),
+            option::of(prefix()),
+            tcp,
+            option::of(mirror_address())
+        )
+            .prop_map(|(service, mirrors, from, tcp, from_mirror)| {
+                Redirect {
+                    service,
+                    mirrors,
+                    from,
+                    tcp,
+                    from_mirror,
+                }
+                .into()
+            }),
+        (service(), option::of(prefix()))
+            .prop_map(|(service, from)| Restore { service, from }.into()),
+        (
+            option::of(cursor()),
+            option::of(1..=MAX_PAGE),
+            option::of(service())
+        )
+            .prop_map(|(after, limit, service)| ConnectionsQuery {
+                after,
+                limit,
+                service
+            }
+            .into()),
+        Just(List {}.into()),
+        Just(Stats {}.into()),
+        Just(Version {}.into()),
+    ]
+}
+
+/// Checks that a value comes back from its text, and that JSON carries just that text.
+fn round_trips<T>(value: &T)
+where
+    T: FromStr<Err = TextError> + Display + Serialize + DeserializeOwned + PartialEq + Debug,
+{
+    let text = value.to_string();
+    assert_eq!(text.parse().as_ref(), Ok(value), "{text}");
+    let json = serde_json::to_string(value).expect("plain data");
+    assert_eq!(json, format!("\"{text}\""));
+    assert_eq!(
+        &serde_json::from_str::<T>(&json).expect("what was written"),
+        value
+    );
+}
+
+proptest! {
+    #[test]
+    fn services(value in service()) { round_trips(&value) }
+
+    #[test]
+    fn mirrors(value in mirror()) { round_trips(&value) }
+
+    #[test]
+    fn mirror_addresses(value in mirror_address()) { round_trips(&value) }
+
+    #[test]
+    fn prefixes(value in prefix()) { round_trips(&value) }
+
+    #[test]
+    fn cursors(value in cursor()) { round_trips(&value) }
+
+    #[test]
+    fn requests(id in any::<u64>(), method in method()) {
+        let request = Request { id, method };
+        prop_assert_eq!(read_request(request.to_line().as_bytes()), Ok(request));
+    }
+
+    #[test]
+    fn answers(id in option::of(any::<u64>()), message in ".{0,40}") {
+        let answer = Answer::error(id, ErrorCode::Refused, message);
+        let line = answer.to_line();
+        prop_assert_eq!(line.matches('\n').count(), 1);
+        prop_assert_eq!(Answer::from_line(line.as_bytes()).expect("an answer"), answer);
+    }
+
+    /// Whatever reads as a text form is written in its canonical form, and that reads as the same.
+    #[test]
+    fn texts_near_the_right_ones(text in r"(\[?([0-9a-f]{0,4}:|[0-9]{1,3}\.){0,7}[0-9a-f]{0,4}\]?)(:[0-9]{0,6})?([/*][a-z0-9]{0,6})?") {
+        fn check<T: FromStr<Err = TextError> + Display + PartialEq + Debug>(text: &str) {
+            match text.parse::<T>() {
+                Ok(value) => assert_eq!(value.to_string().parse(), Ok(value)),
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+        check::<Service>(&text);
+        check::<Mirror>(&text);
+        check::<MirrorAddress>(&text);
+        check::<ClientPrefix>(&text);
+        check::<Cursor>(&text);
+    }
+
+    /// Any bytes are either a request or get an answer that fits in a line.
+    #[test]
+    fn any_bytes_are_answered(line in vec(any::<u8>(), 0..300)) {
+        if let Err(answer) = read_request(&line) {
+            prop_assert!(answer.to_line().ends_with('\n'));
+        }
+    }
+
+    /// The same, for lines that differ from a right one in a few bytes.
+    #[test]
+    fn damaged_requests_are_answered(
+        method in method(),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut line = Request { id: 7, method }.to_line().into_bytes();
+        for (at, byte) in damage {
+            let at = at.index(line.len());
+            line[at] = byte;
+        }
+        if let Err(answer) = read_request(&line) {
+            prop_assert!(answer.id.is_none() || answer.id.is_some_and(|id| id < 1000));
+            prop_assert!(Answer::from_line(answer.to_line().as_bytes()).is_ok());
+        }
+    }
+}
+
+#[test]
+fn words() {
+    for protocol in [
+        Protocol::Tcp,
+        Protocol::Udp,
+        Protocol::Icmp,
+        Protocol::Other(47),
+    ] {
+        round_trips(&protocol);
+    }
+    for tcp in [TcpMove::Rewrite, TcpMove::Reset] {
+        round_trips(&tcp);
+    }
+    for state in [DiversionState::Active, DiversionState::Restored] {
+        round_trips(&state);
+    }
+    for state in [
+        ConnectionState::Opening,
+        ConnectionState::Established,
+        ConnectionState::Closing,
+        ConnectionState::Closed,
+        ConnectionState::Active,
+    ] {
+        round_trips(&state);
+    }
+    for code in [
+        ErrorCode::Malformed,
+        ErrorCode::TooLarge,
+        ErrorCode::UnsupportedVersion,
+        ErrorCode::UnknownMethod,
+        ErrorCode::InvalidParams,
+        ErrorCode::Refused,
+        ErrorCode::Internal,
+    ] {
+        round_trips(&code);
+    }
+}

@@ -1,0 +1,399 @@
+//! The methods of the control protocol, carried out over workers and routes.
+//!
+//! The plane holds the one list of diversions that counts; each engine has a copy. A change goes to
+//! the workers first and to the routes second, so that packets that begin to arrive find the diversion
+//! there, and is answered when both have it.
+//!
+//! A diversion that is restored while connections still follow it isn't forgotten at once: its route
+//! stays, or the clients' packets would take the normal way in the middle of a connection. It is
+//! listed as *restored* until [`Plane::tidy`] finds the last of them gone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use control_protocol::{
+    Answer, ClientPrefix, ConnectionsQuery, ConnectionsResult, Counters, Cursor, DiversionState,
+    Divert, DivertResult, ErrorCode, ListResult, MAX_PAGE, Method, Redirect, RedirectResult,
+    Request, Restore, RestoreResult, Service, StatsResult, VersionResult,
+};
+use log::{info, warn};
+use thiserror::Error;
+use tokio::sync::Mutex;
+
+use super::routing::Routing;
+use super::view;
+use crate::engine;
+use crate::io::routes::RoutesError;
+use crate::packet::Endpoint;
+use crate::table::{Diversion, DiversionId, Diversions, Refusal};
+use crate::worker::{WorkerGone, Workers};
+
+/// The control plane of one daemon. Its methods may be called at the same time; those that change
+/// something wait for each other.
+#[derive(Debug)]
+pub struct Plane {
+    workers: Workers,
+    proxies: Vec<IpAddr>,
+    about: VersionResult,
+    started: Instant,
+    rules: Mutex<Rules>,
+}
+
+#[derive(Debug)]
+struct Rules {
+    diversions: Diversions,
+    /// Removed, but some connections may still follow them.
+    restored: Vec<Diversion>,
+    routing: Routing,
+    next_id: u32,
+}
+
+/// Why a method wasn't carried out.
+#[derive(Debug, Error)]
+enum PlaneError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(
+        "{0} is an address of this machine, so packets to it never reach the rewriter; \
+         run shuntd on a machine that the packets pass through"
+    )]
+    LocalService(IpAddr),
+    #[error("{0}")]
+    NotDiverted(String),
+    #[error(transparent)]
+    Routes(#[from] RoutesError),
+    #[error(transparent)]
+    WorkerGone(#[from] WorkerGone),
+}
+
+impl PlaneError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Refused(_) | Self::LocalService(_) | Self::NotDiverted(_) => ErrorCode::Refused,
+            Self::Routes(_) | Self::WorkerGone(_) => ErrorCode::Internal,
+        }
+    }
+}
+
+impl Plane {
+    /// A plane without diversions. `about` is what `version` answers.
+    pub fn new(
+        workers: Workers,
+        proxies: Vec<IpAddr>,
+        routing: Routing,
+        about: VersionResult,
+    ) -> Self {
+        Self {
+            workers,
+            proxies,
+            about,
+            started: Instant::now(),
+            rules: Mutex::new(Rules {
+                diversions: Diversions::default(),
+                restored: Vec::new(),
+                routing,
+                next_id: 0,
+            }),
+        }
+    }
+
+    /// Carries out a request.
+    pub async fn answer(&self, request: Request) -> Answer {
+        let id = request.id;
+        match request.method {
+            Method::Divert(params) => answer(id, self.divert(params).await),
+            Method::Redirect(params) => answer(id, self.redirect(params).await),
+            Method::Restore(params) => answer(id, self.restore(params).await),
+            Method::List(_) => answer(id, self.list().await),
+            Method::Connections(params) => answer(id, self.connections(params).await),
+            Method::Stats(_) => answer(id, self.stats().await),
+            Method::Version(_) => Answer::ok(id, &self.about),
+        }
+    }
+
+    /// Forgets restored diversions that no connection follows any more, and looks after the routes.
+    /// To be called now and then.
+    pub async fn tidy(&self) {
+        let mut rules = self.rules.lock().await;
+        rules.routing.refresh().await;
+        if rules.restored.is_empty() {
+            return;
+        }
+        if let Err(error) = self.forget_unused(&mut rules).await {
+            warn!("can't forget a restored diversion: {error}");
+        }
+    }
+
+    /// Takes the routes away. The plane must not be used afterwards.
+    pub async fn shut_down(&self) {
+        self.rules.lock().await.routing.remove_all().await;
+    }
+
+    async fn divert(&self, params: Divert) -> Result<DivertResult, PlaneError> {
+        let Divert {
+            service,
+            mirrors,
+            from,
+        } = params;
+        let mut rules = self.rules.lock().await;
+        let (replaced, _) = self.set(&mut rules, service, mirrors, from).await?;
+        Ok(DivertResult { replaced })
+    }
+
+    async fn redirect(&self, params: Redirect) -> Result<RedirectResult, PlaneError> {
+        let Redirect {
+            service,
+            mirrors,
+            from,
+            tcp,
+            from_mirror,
+        } = params;
+        let mut rules = self.rules.lock().await;
+        let (replaced, diversion) = self.set(&mut rules, service, mirrors, from).await?;
+        let outcome = self
+            .workers
+            .redirect(engine::Redirect {
+                diversion,
+                tcp,
+                from_mirror,
+            })
+            .await?;
+        info!(
+            "redirected {service}: {} moved, {} reset, {} kept",
+            outcome.moved, outcome.reset, outcome.kept
+        );
+        Ok(RedirectResult {
+            replaced,
+            moved: outcome.moved,
+            reset: outcome.reset,
+            kept: outcome.kept,
+        })
+    }
+
+    /// Adds or replaces a diversion everywhere. Tells whether it replaced one, and its number.
+    async fn set(
+        &self,
+        rules: &mut Rules,
+        service: Service,
+        mirrors: Vec<control_protocol::Mirror>,
+        from: Option<ClientPrefix>,
+    ) -> Result<(bool, DiversionId), PlaneError> {
+        // A prefix that all clients lie in is the same as none.
+        let from = from.filter(|from| from.network().prefix_len() > 0);
+        let before = rules.diversions.get(&service, from.as_ref()).cloned();
+        let restored_before = rules
+            .restored
+            .iter()
+            .find(|d| (d.service, d.from) == (service, from))
+            .cloned();
+        let known = before.as_ref().or(restored_before.as_ref());
+        let id = known.map_or(DiversionId(rules.next_id), |d| d.id);
+        let diversion = Diversion {
+            id,
+            service,
+            from,
+            mirrors,
+        };
+        rules.diversions.check(&diversion, &self.proxies)?;
+        let address = service.address;
+        if rules.routing.is_local(address).await? {
+            return Err(PlaneError::LocalService(address));
+        }
+        let for_workers = diversion.clone();
+        self.workers
+            .ask_all(move |engine| engine.divert(for_workers.clone()))
+            .await?;
+        if let Err(error) = rules.routing.add(address).await {
+            // As it was before: a diversion without its route would be a lie.
+            self.workers
+                .ask_all(move |engine| match &before {
+                    Some(before) => engine.divert(before.clone()),
+                    None => engine.restore(&service, from.as_ref()),
+                })
+                .await?;
+            return Err(error.into());
+        }
+        info!("diverted {}", describe(&diversion));
+        rules.next_id = rules.next_id.max(id.0 + 1);
+        rules.restored.retain(|d| d.id != id);
+        rules.diversions.set(diversion);
+        Ok((before.is_some(), id))
+    }
+
+    async fn restore(&self, params: Restore) -> Result<RestoreResult, PlaneError> {
+        let Restore { service, from } = params;
+        let from = from.filter(|from| from.network().prefix_len() > 0);
+        let mut rules = self.rules.lock().await;
+        let Some(diversion) = rules.diversions.get(&service, from.as_ref()).cloned() else {
+            return Err(PlaneError::NotDiverted(not_diverted(
+                &rules.diversions,
+                &service,
+                from,
+            )));
+        };
+        self.workers
+            .ask_all(move |engine| engine.restore(&service, from.as_ref()))
+            .await?;
+        rules.diversions.remove(&service, from.as_ref());
+        rules.restored.push(diversion.clone());
+        let usage = self.usage().await?;
+        let remaining = usage
+            .get(&diversion.id)
+            .map_or(0, |mirrors| mirrors.values().sum());
+        info!(
+            "restored {}: {remaining} connections remain",
+            describe(&diversion)
+        );
+        self.forget_unused(&mut rules).await?;
+        Ok(RestoreResult { remaining })
+    }
+
+    async fn list(&self) -> Result<ListResult, PlaneError> {
+        let rules = self.rules.lock().await;
+        let mut usage = self.usage().await?;
+        let mut info = |diversion: &Diversion, state| {
+            let usage = usage.remove(&diversion.id).unwrap_or_default();
+            view::diversion_info(diversion, state, &usage)
+        };
+        let mut active: Vec<&Diversion> = rules.diversions.iter().collect();
+        active.sort_by_key(|d| (d.service, d.from.map(|from| from.network())));
+        let mut diversions: Vec<_> = active
+            .into_iter()
+            .map(|d| info(d, DiversionState::Active))
+            .collect();
+        diversions.extend(
+            rules
+                .restored
+                .iter()
+                .map(|d| info(d, DiversionState::Restored)),
+        );
+        Ok(ListResult { diversions })
+    }
+
+    async fn connections(&self, query: ConnectionsQuery) -> Result<ConnectionsResult, PlaneError> {
+        let ConnectionsQuery {
+            after,
+            limit,
+            service,
+        } = query;
+        let limit = limit.unwrap_or(MAX_PAGE) as usize;
+        let Cursor { worker, slot } = after.unwrap_or(Cursor { worker: 0, slot: 0 });
+        if worker >= self.workers.count() {
+            return Ok(ConnectionsResult {
+                connections: Vec::new(),
+                next: None,
+            });
+        }
+        let now = self.workers.now();
+        let (connections, next) = self
+            .workers
+            .ask(worker, move |engine| {
+                view::connections(engine, slot, limit, service.as_ref(), now)
+            })
+            .await?;
+        let next = match next {
+            Some(slot) => Some(Cursor { worker, slot }),
+            None if worker + 1 < self.workers.count() => Some(Cursor {
+                worker: worker + 1,
+                slot: 0,
+            }),
+            None => None,
+        };
+        Ok(ConnectionsResult { connections, next })
+    }
+
+    async fn stats(&self) -> Result<StatsResult, PlaneError> {
+        let reports = self.workers.report().await?;
+        let workers: Vec<Counters> = reports.iter().map(view::counters).collect();
+        let mut total = Counters::default();
+        for worker in &workers {
+            total.add(worker);
+        }
+        Ok(StatsResult {
+            uptime_seconds: self.started.elapsed().as_secs(),
+            workers,
+            total,
+        })
+    }
+
+    /// How many connections follow each diversion to each mirror, in all workers together.
+    async fn usage(&self) -> Result<HashMap<DiversionId, BTreeMap<Endpoint, u64>>, WorkerGone> {
+        let mut sum: HashMap<DiversionId, BTreeMap<Endpoint, u64>> = HashMap::new();
+        for worker in self
+            .workers
+            .ask_all(|engine| engine.usage().collect::<Vec<_>>())
+            .await?
+        {
+            for (diversion, mirror, count) in worker {
+                *sum.entry(diversion).or_default().entry(mirror).or_default() += count;
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Forgets the restored diversions that no connection follows any more, and their routes.
+    async fn forget_unused(&self, rules: &mut Rules) -> Result<(), PlaneError> {
+        let usage = self.usage().await?;
+        let unused: Vec<Diversion> = rules
+            .restored
+            .extract_if(.., |d| !usage.contains_key(&d.id))
+            .collect();
+        for diversion in unused {
+            let address = diversion.service.address;
+            let is_needed = rules
+                .diversions
+                .iter()
+                .chain(&rules.restored)
+                .any(|other| other.service.address == address);
+            if !is_needed {
+                // The route first: once the engines have forgotten the service, they no longer hand
+                // its packets to their owner.
+                rules.routing.remove(address).await?;
+                self.workers
+                    .ask_all(move |engine| engine.forget(address))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn answer<T: serde::Serialize>(id: u64, result: Result<T, PlaneError>) -> Answer {
+    match result {
+        Ok(result) => Answer::ok(id, &result),
+        Err(error) => Answer::error(Some(id), error.code(), error.to_string()),
+    }
+}
+
+/// Why nothing was restored, with the closest thing that could have been meant.
+fn not_diverted(diversions: &Diversions, service: &Service, from: Option<ClientPrefix>) -> String {
+    let from = from.map_or(String::new(), |from| format!(" from {from}"));
+    let mut similar: Vec<String> = diversions
+        .iter()
+        .filter(|d| d.service.address == service.address)
+        .map(|d| {
+            let from = d
+                .from
+                .map_or(String::new(), |from| format!(" --from {from}"));
+            format!("{}{from}", d.service)
+        })
+        .collect();
+    similar.sort();
+    if similar.is_empty() {
+        format!("{service}{from} is not diverted")
+    } else {
+        format!(
+            "{service}{from} is not diverted; diverted at this address: {}",
+            similar.join(", ")
+        )
+    }
+}
+
+fn describe(diversion: &Diversion) -> String {
+    let mirrors: Vec<String> = diversion.mirrors.iter().map(ToString::to_string).collect();
+    let from = diversion
+        .from
+        .map_or(String::new(), |from| format!(" (from {from})"));
+    format!("{}{from} to {}", diversion.service, mirrors.join(" "))
+}

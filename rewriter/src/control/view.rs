@@ -1,0 +1,161 @@
+//! The engines' state in the words of the control protocol.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use control_protocol::{
+    ConnectionInfo, ConnectionState, Counters, DiversionInfo, DiversionState, MirrorInfo, Service,
+    Traffic,
+};
+
+use crate::engine::{DropReason, Engine, Time};
+use crate::packet::Endpoint;
+use crate::table::{Connection, Diversion, Slot, State, TrafficCount};
+use crate::worker::Report;
+
+/// Slots that are looked at for one page: more would hold up the worker's packets.
+const SLOTS_A_PAGE: Slot = 16_384;
+
+/// Some of an engine's connections, from slot `first` on; and the slot to go on from.
+pub(super) fn connections(
+    engine: &Engine,
+    first: Slot,
+    limit: usize,
+    service: Option<&Service>,
+    now: Time,
+) -> (Vec<ConnectionInfo>, Option<Slot>) {
+    let table = engine.connections();
+    let end = first.saturating_add(SLOTS_A_PAGE).min(table.slots());
+    let mut found = Vec::new();
+    for slot in first..end {
+        if found.len() == limit {
+            return (found, Some(slot));
+        }
+        if let Some(connection) = table.get(slot)
+            && service.is_none_or(|service| is_to(connection, service))
+        {
+            found.push(connection_info(connection, now));
+        }
+    }
+    (found, (end < table.slots()).then_some(end))
+}
+
+fn is_to(connection: &Connection, service: &Service) -> bool {
+    let to = connection.client_side().service;
+    to.address == service.address.into()
+        && service.port.is_none_or(|port| port == to.port)
+        && service
+            .protocol
+            .is_none_or(|protocol| protocol == connection.protocol())
+}
+
+fn connection_info(connection: &Connection, now: Time) -> ConnectionInfo {
+    let client_side = connection.client_side();
+    let mirror_side = connection.mirror_side();
+    ConnectionInfo {
+        protocol: connection.protocol(),
+        client: client_side.client.into(),
+        service: client_side.service.into(),
+        proxy: mirror_side.proxy.into(),
+        mirror: mirror_side.mirror.into(),
+        state: match connection.state {
+            State::Opening => ConnectionState::Opening,
+            State::Established => ConnectionState::Established,
+            State::Closing => ConnectionState::Closing,
+            State::Closed | State::Reset => ConnectionState::Closed,
+            State::Active => ConnectionState::Active,
+        },
+        idle_seconds: now.since(connection.last_activity.into()).as_secs(),
+        forward: traffic(connection.forward_traffic),
+        reverse: traffic(connection.reverse_traffic),
+    }
+}
+
+fn traffic(count: TrafficCount) -> Traffic {
+    Traffic {
+        packets: count.packets,
+        bytes: count.bytes,
+    }
+}
+
+/// What a worker has counted. Drops are those of the engine, of the port (`egress_…`) and of the way
+/// between workers.
+pub(super) fn counters(report: &Report) -> Counters {
+    let counted = &report.counters;
+    let losses = report.losses;
+    let drops = DropReason::ALL
+        .iter()
+        .map(|reason| (reason.name(), counted.dropped(*reason)))
+        .chain([
+            ("handover_full", report.handover_full),
+            ("egress_refused", losses.refused),
+            ("egress_no_room", losses.no_room),
+            ("egress_link_down", losses.link_down),
+            ("egress_no_route", losses.no_route),
+            ("egress_too_big", losses.too_big),
+            ("egress_forbidden", losses.forbidden),
+            ("egress_other", losses.other),
+        ])
+        .map(|(name, count)| (name.to_owned(), count))
+        .collect();
+    Counters {
+        received: traffic(counted.received),
+        translated_forward: traffic(counted.forward),
+        translated_reverse: traffic(counted.reverse),
+        passed: traffic(counted.passed),
+        handed_over: counted.handed_over,
+        held: traffic(counted.held),
+        reassembled: counted.reassembled,
+        connections: report.connections,
+        created: counted.created,
+        expired: counted.expired,
+        evicted: counted.evicted,
+        moved: counted.moved,
+        reset: counted.reset,
+        drops,
+    }
+}
+
+/// A diversion with the connections that are on each mirror now.
+pub(super) fn diversion_info(
+    diversion: &Diversion,
+    state: DiversionState,
+    usage: &BTreeMap<Endpoint, u64>,
+) -> DiversionInfo {
+    let mut left = usage.clone();
+    let mut mirrors: Vec<MirrorInfo> = Vec::new();
+    if state == DiversionState::Active {
+        for mirror in &diversion.mirrors {
+            let port = mirror.port.or(diversion.service.port);
+            let is_here = |endpoint: &Endpoint| {
+                endpoint.address == mirror.address.into()
+                    && port.is_none_or(|port| port == endpoint.port)
+            };
+            let connections = left
+                .extract_if(.., |endpoint, _| is_here(endpoint))
+                .map(|(_, count)| count)
+                .sum();
+            mirrors.push(MirrorInfo {
+                address: mirror.address,
+                port: mirror.port,
+                weight: mirror.weight,
+                connections,
+            });
+        }
+    }
+    for (endpoint, connections) in left {
+        let address = SocketAddr::from(endpoint);
+        mirrors.push(MirrorInfo {
+            address: address.ip(),
+            port: (address.port() != 0).then_some(address.port()),
+            weight: 0,
+            connections,
+        });
+    }
+    DiversionInfo {
+        service: diversion.service,
+        from: diversion.from,
+        mirrors,
+        state,
+    }
+}

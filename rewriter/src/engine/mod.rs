@@ -1,0 +1,630 @@
+//! The engine: a packet and the time go in, a verdict comes out.
+//!
+//! It does no I/O: no sockets, no clock, no threads, no logging. Time is an argument. What it wants
+//! to send of its own accord (a reset, a datagram cut again) it queues, and the worker asks for it with
+//! [`Engine::poll_transmit`]. So everything that matters runs in a test, a fuzzer and a bench.
+//!
+//! There is one engine for each worker, and each connection belongs to just one of them
+//! ([`Ownership`]). A packet takes these steps (patent, figure 3):
+//!
+//! 1. Its headers are checked ([`crate::packet`]); a malformed packet is dropped.
+//! 2. A packet to a proxy address is a *reverse* one: it belongs to a connection or is dropped.
+//! 3. Any other is a *forward* one. It belongs to a connection; or it is the first of a new one,
+//!    because a diversion wants it; or it passes unchanged.
+//!    Fragments of either kind are first put together (`fragments.rs`).
+//! 4. Both addresses, both ports and the checksums are rewritten where they lie.
+//!
+//! An ICMP error belongs to the connection of the packet that it quotes.
+
+mod alert;
+mod clients;
+mod counters;
+mod fragments;
+mod icmp_error;
+mod identification;
+mod ownership;
+mod reassembly;
+mod redirect;
+mod reset;
+mod tcp;
+mod time;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use ahash::RandomState;
+use control_protocol::{ClientPrefix, Protocol, Service};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+pub use alert::Alert;
+pub use counters::{Counters, DropReason};
+pub use ownership::Ownership;
+pub use reassembly::{Limits, TIMEOUT_V4, TIMEOUT_V6};
+pub use redirect::{Redirect, RedirectOutcome, Sweep};
+pub use time::Time;
+
+use clients::Clients;
+use identification::Identifications;
+use reassembly::Reassembler;
+
+use crate::packet::{Datagram, Endpoint, GsoType, Packet, Transport, VnetHeader};
+use crate::table::{
+    ClientSide, Connection, Connections, Direction, Diversion, DiversionId, Diversions, MirrorSide,
+    ProxyPool, Slot, State, Taken, Tick,
+};
+
+/// How many connections are looked at in one [`Engine::handle_timeout`].
+const TIMEOUTS_AT_ONCE: usize = 256;
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was rewritten: send it.
+    Translated(Direction),
+    /// It is none of ours: send it as it came.
+    Passed,
+    /// Don't send it.
+    Dropped(DropReason),
+    /// Another worker owns it: give it to that worker's engine, unchanged.
+    HandOver {
+        /// The owner's number.
+        owner: u16,
+    },
+    /// It is a fragment and was kept: don't send it. If it was the last one missing, the engine now has
+    /// the whole datagram to send or to hand over.
+    Held,
+}
+
+/// After how long without a packet a connection is forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, handshake complete (RFC 5382, REQ-5: at least 2 h 4 min).
+    pub tcp_established: Duration,
+    /// TCP, opening, closing or closed (RFC 5382, REQ-5: at least 4 min).
+    pub tcp_transitory: Duration,
+    /// UDP (RFC 4787, REQ-5: 5 min or more is recommended), and protocols without ports.
+    pub udp: Duration,
+    /// Echo (RFC 5508, REQ-2: at least 60 s).
+    pub echo: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_established: Duration::from_secs(2 * 3600 + 4 * 60),
+            tcp_transitory: Duration::from_secs(4 * 60),
+            udp: Duration::from_secs(5 * 60),
+            echo: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Timeouts {
+    fn of(&self, connection: &Connection) -> Duration {
+        match (connection.protocol(), connection.state) {
+            (Protocol::Tcp, State::Established) => self.tcp_established,
+            (Protocol::Tcp, _) => self.tcp_transitory,
+            (Protocol::Udp | Protocol::Other(_), _) => self.udp,
+            (Protocol::Icmp, _) => self.echo,
+        }
+    }
+}
+
+/// What the engine does with the TTL or hop limit, so that the machine looks like one router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HopLimit {
+    /// The kernel forwards each packet twice, to the TUN and from it, and lowers it each time: raise it
+    /// by one.
+    Raise,
+    /// The kernel doesn't forward the packet: lower it by one.
+    Lower,
+}
+
+/// What an engine is made from.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This engine's number, from 0.
+    pub worker: u16,
+    /// Who owns what; the same for all engines of one daemon.
+    pub ownership: Ownership,
+    /// The proxy addresses, of either family.
+    pub proxies: Vec<IpAddr>,
+    /// The proxy ports of all workers together.
+    pub proxy_ports: RangeInclusive<u16>,
+    /// How many connections this engine keeps at most.
+    pub max_connections: usize,
+    /// How many connections one client address may have in this engine; none: as many as it likes.
+    pub max_connections_per_client: Option<u32>,
+    /// When idle connections are forgotten.
+    pub timeouts: Timeouts,
+    /// The packet size in bytes that the segment size in a SYN is lowered to; none: it is left alone.
+    pub mss_clamp: Option<u16>,
+    /// What to do so that the TTL or hop limit falls by one on the way through the machine.
+    pub hop_limit: HopLimit,
+}
+
+/// The engine of one worker.
+#[derive(Debug)]
+pub struct Engine {
+    worker: u16,
+    ownership: Ownership,
+    timeouts: Timeouts,
+    mss_clamp: Option<u16>,
+    hop_limit: HopLimit,
+    diversions: Diversions,
+    connections: Connections,
+    pool: ProxyPool,
+    /// How many connections follow a diversion to a mirror.
+    usage: HashMap<(DiversionId, Endpoint), u64, RandomState>,
+    /// How many connections each client has, if there is a limit.
+    clients: Option<Clients>,
+    counters: Counters,
+    alert: Option<Alert>,
+    outbox: VecDeque<Vec<u8>>,
+    reassembler: Reassembler,
+    identifications: Identifications,
+    /// Whole datagrams that belong to other workers, and to which.
+    hand_overs: VecDeque<(u16, Datagram)>,
+    random: StdRng,
+}
+
+impl Engine {
+    /// An engine without diversions and connections.
+    pub fn new(config: &Config, now: Time) -> Self {
+        let workers = config.ownership.workers();
+        let mut random = StdRng::from_os_rng();
+        Self {
+            worker: config.worker,
+            ownership: config.ownership,
+            timeouts: config.timeouts,
+            mss_clamp: config.mss_clamp,
+            hop_limit: config.hop_limit,
+            diversions: Diversions::default(),
+            connections: Connections::with_capacity(config.max_connections, now.tick()),
+            pool: ProxyPool::new(&config.proxies, &config.proxy_ports, config.worker, workers),
+            usage: HashMap::default(),
+            clients: config.max_connections_per_client.map(Clients::limited_to),
+            counters: Counters::default(),
+            alert: None,
+            outbox: VecDeque::new(),
+            reassembler: Reassembler::new(Limits::default()),
+            identifications: Identifications::new(config.worker, workers, &mut random),
+            hand_overs: VecDeque::new(),
+            random,
+        }
+    }
+
+    /// Decides on the packet that starts at the first of `bytes`, and rewrites it where it lies.
+    /// `offload` says what the kernel left undone on it, and is brought up to date with it.
+    pub fn handle(&mut self, bytes: &mut [u8], offload: &mut VnetHeader, now: Time) -> Verdict {
+        let length = bytes.len();
+        let verdict = match Packet::parse(bytes) {
+            Ok(mut packet) => {
+                let verdict = self.decide(&mut packet, offload, now);
+                match verdict {
+                    Verdict::Translated(_) => {
+                        self.renew_identification(&mut packet, offload);
+                        self.prepare_to_leave(&mut packet, offload, verdict)
+                    }
+                    Verdict::Passed => self.prepare_to_leave(&mut packet, offload, verdict),
+                    Verdict::Dropped(_) | Verdict::HandOver { .. } | Verdict::Held => verdict,
+                }
+            }
+            Err(malformed) => Verdict::Dropped(malformed.into()),
+        };
+        self.counters.count(verdict, length);
+        verdict
+    }
+
+    /// Forgets idle connections, some at a time, and incomplete datagrams. To be called at or after
+    /// [`Engine::poll_timeout`]; costs next to nothing before.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.expire_fragments(now);
+        for _ in 0..TIMEOUTS_AT_ONCE {
+            let Some(slot) = self.connections.pop_due(now.tick()) else {
+                return;
+            };
+            let Some(connection) = self.connections.get(slot) else {
+                continue;
+            };
+            let due = connection.last_activity.after(self.timeouts.of(connection));
+            if due > now.tick() {
+                self.connections.set_due(slot, due);
+            } else {
+                self.remove(slot);
+                self.counters.expired += 1;
+            }
+        }
+    }
+
+    /// When [`Engine::handle_timeout`] next has something to do, at the earliest.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let connections = self.connections.next_due().map(Time::from);
+        connections
+            .into_iter()
+            .chain(self.reassembler.next_due())
+            .min()
+    }
+
+    /// The next packet that the engine wants to send of its own accord, with whole checksums: a reset,
+    /// or a fragment of a datagram that has been translated.
+    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+        self.outbox.pop_front()
+    }
+
+    /// What an operator should know of, if something has come up since the last time this was asked.
+    pub fn poll_alert(&mut self) -> Option<Alert> {
+        self.alert.take()
+    }
+
+    /// Adds a diversion or replaces its like: new connections follow it, existing ones stay.
+    pub fn divert(&mut self, diversion: Diversion) {
+        self.diversions.set(diversion);
+    }
+
+    /// Removes a diversion; connections stay on their mirror until they end.
+    pub fn restore(&mut self, service: &Service, from: Option<&ClientPrefix>) {
+        self.diversions.remove(service, from);
+    }
+
+    /// Says that no worker has a connection to a restored service any more.
+    pub fn forget(&mut self, service: IpAddr) {
+        self.diversions.forget(service.into());
+    }
+
+    /// What was counted since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The connections.
+    pub fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// How many connections follow a diversion to a mirror; only those that some do.
+    pub fn usage(&self) -> impl Iterator<Item = (DiversionId, Endpoint, u64)> {
+        self.usage
+            .iter()
+            .map(|((diversion, mirror), count)| (*diversion, *mirror, *count))
+    }
+
+    fn decide(&mut self, packet: &mut Packet<'_>, offload: &VnetHeader, now: Time) -> Verdict {
+        if offload.gso() == GsoType::Unknown {
+            return Verdict::Dropped(DropReason::UnknownOffload);
+        }
+        if self.pool.contains(packet.destination()) {
+            self.decide_reverse(packet, offload, now)
+        } else {
+            self.decide_forward(packet, offload, now)
+        }
+    }
+
+    /// Figure 3, events 5 and 6.
+    fn decide_reverse(
+        &mut self,
+        packet: &mut Packet<'_>,
+        offload: &VnetHeader,
+        now: Time,
+    ) -> Verdict {
+        let (protocol, mirror_port, proxy_port) = match packet.transport() {
+            Transport::Tcp(segment) => {
+                (Protocol::Tcp, segment.source_port, segment.destination_port)
+            }
+            Transport::Udp {
+                source_port,
+                destination_port,
+            } => (Protocol::Udp, source_port, destination_port),
+            Transport::EchoReply { identifier } => (Protocol::Icmp, 0, identifier),
+            Transport::Fragment => return self.hold(packet, offload, now),
+            Transport::IcmpError => return self.decide_reverse_error(packet),
+            Transport::IcmpRedirect => return Verdict::Dropped(DropReason::IcmpRedirect),
+            Transport::EchoRequest { .. } | Transport::OtherIcmp => {
+                return Verdict::Dropped(DropReason::NotForProxy);
+            }
+            Transport::Other(number) => (Protocol::Other(number), 0, 0),
+        };
+        let owner = self.ownership.of_proxy_port(proxy_port);
+        if owner != self.worker {
+            return Verdict::HandOver { owner };
+        }
+        let side = MirrorSide {
+            proxy: Endpoint {
+                address: packet.destination(),
+                port: proxy_port,
+            },
+            mirror: Endpoint {
+                address: packet.source(),
+                port: mirror_port,
+            },
+        };
+        match self.connections.find_by_mirror_side(protocol, &side) {
+            Some(slot) => self.carry(slot, Direction::Reverse, packet, offload, now),
+            None => Verdict::Dropped(DropReason::NoConnection),
+        }
+    }
+
+    /// Figure 3, events 2 and 3.
+    fn decide_forward(
+        &mut self,
+        packet: &mut Packet<'_>,
+        offload: &VnetHeader,
+        now: Time,
+    ) -> Verdict {
+        let (protocol, client_port, service_port) = match packet.transport() {
+            Transport::Tcp(segment) => {
+                (Protocol::Tcp, segment.source_port, segment.destination_port)
+            }
+            Transport::Udp {
+                source_port,
+                destination_port,
+            } => (Protocol::Udp, source_port, destination_port),
+            Transport::EchoRequest { identifier } => (Protocol::Icmp, identifier, 0),
+            Transport::Fragment if self.diversions.concern(packet.destination()) => {
+                return self.hold(packet, offload, now);
+            }
+            Transport::IcmpError => return self.decide_forward_error(packet),
+            Transport::IcmpRedirect if self.diversions.concern(packet.destination()) => {
+                return Verdict::Dropped(DropReason::IcmpRedirect);
+            }
+            Transport::Fragment
+            | Transport::EchoReply { .. }
+            | Transport::IcmpRedirect
+            | Transport::OtherIcmp => return Verdict::Passed,
+            Transport::Other(number) => (Protocol::Other(number), 0, 0),
+        };
+        let side = ClientSide {
+            client: Endpoint {
+                address: packet.source(),
+                port: client_port,
+            },
+            service: Endpoint {
+                address: packet.destination(),
+                port: service_port,
+            },
+        };
+        let owner = match protocol {
+            Protocol::Other(_) => self.ownership.of_portless(),
+            _ => self.ownership.of_client(side.client),
+        };
+        if owner != self.worker {
+            return if self.diversions.concern(packet.destination()) {
+                Verdict::HandOver { owner }
+            } else {
+                Verdict::Passed
+            };
+        }
+        let known = self.connections.find_by_client_side(protocol, &side);
+        let opens = matches!(packet.transport(), Transport::Tcp(segment) if segment.opens());
+        match known {
+            // A client may use its port again for a new connection as soon as the old one has ended.
+            Some(slot) if opens && self.has_ended(slot) => self.remove(slot),
+            Some(slot) => return self.carry(slot, Direction::Forward, packet, offload, now),
+            // A TCP connection that began before the diversion goes on as it was.
+            None if protocol == Protocol::Tcp && !opens => return Verdict::Passed,
+            None => {}
+        }
+        match self.open(protocol, side, now) {
+            Ok(Some(slot)) => self.carry(slot, Direction::Forward, packet, offload, now),
+            Ok(None) => Verdict::Passed,
+            Err(reason) => Verdict::Dropped(reason),
+        }
+    }
+
+    /// Makes a connection for its first packet. `None`: no diversion wants it.
+    fn open(
+        &mut self,
+        protocol: Protocol,
+        client_side: ClientSide,
+        now: Time,
+    ) -> Result<Option<Slot>, DropReason> {
+        let ClientSide { client, service } = client_side;
+        let Some(diversion) = self.diversions.find(client.address, service, protocol) else {
+            return Ok(None);
+        };
+        let Some(mirror) = diversion.pick(service, &mut self.random) else {
+            return Ok(None);
+        };
+        let diversion = diversion.id;
+        if self
+            .clients
+            .as_ref()
+            .is_some_and(|clients| clients.is_at_limit(client.address))
+        {
+            return Err(DropReason::ClientLimit);
+        }
+        let mirror_side = self.take_proxy(protocol, client, mirror, now)?;
+        if self.connections.is_full()
+            && let Some(slot) = self.connections.most_expendable()
+        {
+            self.evict(slot);
+        }
+        let connection = Connection::new(protocol, client_side, mirror_side, diversion, now.tick());
+        let due = now.tick().after(self.timeouts.of(&connection));
+        let Some(slot) = self.connections.insert(connection, due) else {
+            self.pool.give_back(Slot::MAX, protocol, &mirror_side);
+            self.alert = Some(Alert::TableFull {
+                connections: self.connections.len(),
+            });
+            return Err(DropReason::TableFull);
+        };
+        if let Some(clients) = &mut self.clients {
+            clients.add(client.address);
+        }
+        *self.usage.entry((diversion, mirror)).or_default() += 1;
+        self.counters.created += 1;
+        Ok(Some(slot))
+    }
+
+    /// Takes a proxy port for a connection of `client` to `mirror`: a free one, or one that has rested.
+    fn take_proxy(
+        &mut self,
+        protocol: Protocol,
+        client: Endpoint,
+        mirror: Endpoint,
+        now: Time,
+    ) -> Result<MirrorSide, DropReason> {
+        let is_taken = |side: &MirrorSide| {
+            self.connections
+                .find_by_mirror_side(protocol, side)
+                .is_some()
+        };
+        let (now, random) = (now.tick(), &mut self.random);
+        match self
+            .pool
+            .take(protocol, client.address, mirror, now, random, is_taken)
+        {
+            Ok(Taken::Free(proxy)) => Ok(MirrorSide { proxy, mirror }),
+            Ok(Taken::Rested(slot)) => {
+                let side = self.connections.get(slot).map(|c| *c.mirror_side());
+                self.evict(slot);
+                side.filter(|side| self.pool.take_same(protocol, side, |_| false))
+                    .ok_or(DropReason::ProxyPortsExhausted)
+            }
+            Err(_) => {
+                self.alert = Some(Alert::ProxyPortsExhausted { mirror });
+                Err(DropReason::ProxyPortsExhausted)
+            }
+        }
+    }
+
+    /// Forgets a connection to make room.
+    fn evict(&mut self, slot: Slot) {
+        self.remove(slot);
+        self.counters.evicted += 1;
+    }
+
+    /// Takes a packet of a connection to its other side.
+    fn carry(
+        &mut self,
+        slot: Slot,
+        direction: Direction,
+        packet: &mut Packet<'_>,
+        offload: &VnetHeader,
+        now: Time,
+    ) -> Verdict {
+        let Some(connection) = self.connections.get_mut(slot) else {
+            return Verdict::Dropped(DropReason::NoConnection);
+        };
+        if let Transport::Tcp(segment) = packet.transport() {
+            if connection.state == State::Reset {
+                let source = Endpoint {
+                    address: packet.source(),
+                    port: segment.source_port,
+                };
+                let destination = Endpoint {
+                    address: packet.destination(),
+                    port: segment.destination_port,
+                };
+                self.outbox
+                    .extend(reset::answer(source, destination, &segment));
+                return Verdict::Dropped(DropReason::ConnectionWasReset);
+            }
+            let before = connection.state;
+            tcp::follow(connection, direction, &segment);
+            let after = connection.state;
+            if after != before {
+                self.enter(slot, after, now);
+            }
+        } else if direction == Direction::Reverse && connection.reverse_traffic.packets == 0 {
+            // The mirror has answered, so this is no part of a flood.
+            self.connections.set_expendable(slot, false, now.tick());
+        }
+        let Some(connection) = self.connections.get_mut(slot) else {
+            return Verdict::Dropped(DropReason::NoConnection);
+        };
+        connection.last_activity = now.tick();
+        let traffic = match direction {
+            Direction::Forward => &mut connection.forward_traffic,
+            Direction::Reverse => &mut connection.reverse_traffic,
+        };
+        traffic.add(packet.length());
+        packet.translate(&connection.translation(direction), offload.needs_csum());
+        if let Some(mtu) = self.mss_clamp {
+            packet.clamp_mss(mtu, offload.needs_csum());
+        }
+        Verdict::Translated(direction)
+    }
+
+    /// Does what goes with a TCP connection's new state.
+    fn enter(&mut self, slot: Slot, state: State, now: Time) {
+        let now = now.tick();
+        match state {
+            State::Established => self.connections.set_expendable(slot, false, now),
+            State::Closing => {}
+            State::Closed | State::Reset => {
+                self.connections.set_expendable(slot, true, now);
+                if let Some(connection) = self.connections.get(slot) {
+                    let side = connection.mirror_side();
+                    self.pool.rest(slot, connection.protocol(), side, now);
+                }
+            }
+            State::Opening | State::Active => return,
+        }
+        if state != State::Established {
+            let due = now.after(self.timeouts.tcp_transitory);
+            self.connections.set_due(slot, due);
+        }
+    }
+
+    /// What a packet needs before it is sent: what a router does to it, and a header that is true.
+    fn prepare_to_leave(
+        &self,
+        packet: &mut Packet<'_>,
+        offload: &mut VnetHeader,
+        verdict: Verdict,
+    ) -> Verdict {
+        match self.hop_limit {
+            HopLimit::Raise => packet.raise_hop_limit(),
+            HopLimit::Lower if packet.lower_hop_limit() => {}
+            HopLimit::Lower => return Verdict::Dropped(DropReason::HopLimitExceeded),
+        }
+        if offload.gso() != GsoType::None {
+            // The kernel's own value can't be trusted on a forwarded packet. All headers together
+            // are shorter than a packet, so their length has room in 16 bits.
+            offload.hdr_len = packet.headers_length() as u16;
+        }
+        verdict
+    }
+
+    fn has_ended(&self, slot: Slot) -> bool {
+        self.connections
+            .get(slot)
+            .is_some_and(|c| matches!(c.state, State::Closed | State::Reset))
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        if let Some(connection) = self.connections.remove(slot) {
+            self.pool
+                .give_back(slot, connection.protocol(), connection.mirror_side());
+            self.forget_usage(connection.diversion, connection.mirror_side().mirror);
+            if let Some(clients) = &mut self.clients {
+                clients.remove(connection.client_side().client.address);
+            }
+        }
+    }
+
+    fn forget_usage(&mut self, diversion: DiversionId, mirror: Endpoint) {
+        if let Some(count) = self.usage.get_mut(&(diversion, mirror)) {
+            *count -= 1;
+            if *count == 0 {
+                self.usage.remove(&(diversion, mirror));
+            }
+        }
+    }
+}
+
+impl Time {
+    fn tick(self) -> Tick {
+        Tick(u32::try_from(self.nanos() >> Tick::SHIFT).unwrap_or(u32::MAX))
+    }
+}
+
+impl From<Tick> for Time {
+    fn from(tick: Tick) -> Self {
+        Self::from_nanos(u64::from(tick.0) << Tick::SHIFT)
+    }
+}

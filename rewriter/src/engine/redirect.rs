@@ -1,0 +1,186 @@
+//! Moving connections that exist to the mirrors of their diversion (patent, claims 5 and 10).
+//!
+//! A redirect looks at every connection, a slice at a time, so that packets needn't wait for all of
+//! them: the worker calls [`Engine::sweep`] between its batches.
+
+use control_protocol::{MirrorAddress, Protocol, TcpMove};
+
+use super::{Engine, Time, reset};
+use crate::packet::Endpoint;
+use crate::table::{Connection, DiversionId, MirrorSide, Slot, State};
+
+/// Which connections to move, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Redirect {
+    /// The diversion whose mirrors they are to go to. Only connections are moved that it governs:
+    /// those for which it is the most specific one.
+    pub diversion: DiversionId,
+    /// What becomes of an open TCP connection.
+    pub tcp: TcpMove,
+    /// Only connections on this mirror; none: on any.
+    pub from_mirror: Option<MirrorAddress>,
+}
+
+/// What a redirect did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RedirectOutcome {
+    /// Connections that go to another mirror now.
+    pub moved: u64,
+    /// Connections that were reset at both ends.
+    pub reset: u64,
+    /// Connections that stayed: they were on one of the mirrors already, or on one that wasn't
+    /// meant, or no proxy port was left for them at the new mirror.
+    pub kept: u64,
+}
+
+impl RedirectOutcome {
+    /// This one and another together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            moved: self.moved + other.moved,
+            reset: self.reset + other.reset,
+            kept: self.kept + other.kept,
+        }
+    }
+}
+
+/// A redirect on its way through the table.
+#[derive(Debug)]
+pub struct Sweep {
+    redirect: Redirect,
+    next: Slot,
+    outcome: RedirectOutcome,
+}
+
+impl Sweep {
+    /// A redirect that is yet to begin.
+    pub fn new(redirect: Redirect) -> Self {
+        Self {
+            redirect,
+            next: 0,
+            outcome: RedirectOutcome::default(),
+        }
+    }
+}
+
+enum Move {
+    Moved,
+    Reset,
+    Kept,
+    NotMeant,
+}
+
+impl Engine {
+    /// Does the next `slots` slots of a redirect. Gives the outcome when there are no more.
+    pub fn sweep(&mut self, sweep: &mut Sweep, slots: Slot, now: Time) -> Option<RedirectOutcome> {
+        let all = self.connections.slots();
+        let end = sweep.next.saturating_add(slots).min(all);
+        for slot in sweep.next..end {
+            match self.redirect_one(slot, &sweep.redirect, now) {
+                Move::Moved => sweep.outcome.moved += 1,
+                Move::Reset => sweep.outcome.reset += 1,
+                Move::Kept => sweep.outcome.kept += 1,
+                Move::NotMeant => {}
+            }
+        }
+        sweep.next = end;
+        (end == all).then_some(sweep.outcome)
+    }
+
+    fn redirect_one(&mut self, slot: Slot, redirect: &Redirect, now: Time) -> Move {
+        let Some(connection) = self.connections.get(slot).copied() else {
+            return Move::NotMeant;
+        };
+        let protocol = connection.protocol();
+        let service = connection.client_side().service;
+        let client = connection.client_side().client.address;
+        let mirror = connection.mirror_side().mirror;
+        let Some(diversion) = self.diversions.find(client, service, protocol) else {
+            return Move::NotMeant;
+        };
+        if diversion.id != redirect.diversion
+            || matches!(connection.state, State::Closed | State::Reset)
+        {
+            return Move::NotMeant;
+        }
+        if redirect
+            .from_mirror
+            .is_some_and(|from| !is_on(mirror, &from))
+        {
+            return Move::Kept;
+        }
+        if diversion.has_mirror(service, mirror) {
+            return Move::Kept;
+        }
+        // Until the mirror has answered the SYN there is nothing that another mirror wouldn't know.
+        let is_open = protocol == Protocol::Tcp && connection.mirror.begun;
+        if is_open && redirect.tcp == TcpMove::Reset {
+            self.reset(slot, &connection, now);
+            return Move::Reset;
+        }
+        let Some(to) = diversion.pick(service, &mut self.random) else {
+            return Move::Kept;
+        };
+        let diversion = diversion.id;
+        if self.move_one(slot, &connection, to, diversion, now) {
+            Move::Moved
+        } else {
+            Move::Kept
+        }
+    }
+
+    fn reset(&mut self, slot: Slot, connection: &Connection, now: Time) {
+        self.outbox.extend(reset::both_ends(connection));
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.state = State::Reset;
+            connection.last_activity = now.tick();
+        }
+        self.enter(slot, State::Reset, now);
+        self.counters.reset += 1;
+    }
+
+    /// Gives a connection another mirror, and another proxy port if its own is taken there.
+    fn move_one(
+        &mut self,
+        slot: Slot,
+        connection: &Connection,
+        mirror: Endpoint,
+        diversion: DiversionId,
+        now: Time,
+    ) -> bool {
+        let protocol = connection.protocol();
+        let old = *connection.mirror_side();
+        let is_taken = |side: &MirrorSide| {
+            self.connections
+                .find_by_mirror_side(protocol, side)
+                .is_some()
+        };
+        let same_port = MirrorSide {
+            proxy: old.proxy,
+            mirror,
+        };
+        let new = if self.pool.take_same(protocol, &same_port, is_taken) {
+            same_port
+        } else {
+            let client = connection.client_side().client;
+            match self.take_proxy(protocol, client, mirror, now) {
+                Ok(side) => side,
+                Err(_) => return false,
+            }
+        };
+        self.connections.move_to(slot, new);
+        self.pool.give_back(slot, protocol, &old);
+        if let Some(connection) = self.connections.get_mut(slot) {
+            connection.diversion = diversion;
+        }
+        self.forget_usage(connection.diversion, old.mirror);
+        *self.usage.entry((diversion, mirror)).or_default() += 1;
+        self.counters.moved += 1;
+        true
+    }
+}
+
+/// Whether a connection's mirror is the one that is named; a name without a port means any port.
+fn is_on(mirror: Endpoint, named: &MirrorAddress) -> bool {
+    mirror.address == named.address.into() && named.port.is_none_or(|port| port == mirror.port)
+}

@@ -1,0 +1,88 @@
+//! How far a TCP connection has come, as seen from the middle.
+
+use crate::packet::TcpSegment;
+use crate::table::{Connection, Direction, State, TcpProgress};
+
+/// Takes note of a segment that passes.
+pub(super) fn follow(connection: &mut Connection, direction: Direction, segment: &TcpSegment) {
+    let (sender, receiver) = match direction {
+        Direction::Forward => (&mut connection.client, &connection.mirror),
+        Direction::Reverse => (&mut connection.mirror, &connection.client),
+    };
+    let receiver_has_begun = receiver.begun;
+    let is_reset = segment.has(TcpSegment::RST) && can_be_right(segment, sender, receiver);
+    note(sender, segment);
+    let both_finished = connection.client.finished && connection.mirror.finished;
+    let one_finished = connection.client.finished || connection.mirror.finished;
+    connection.state = match connection.state {
+        _ if is_reset || both_finished => State::Closed,
+        State::Closed | State::Reset => connection.state,
+        _ if one_finished => State::Closing,
+        State::Opening
+            if direction == Direction::Forward
+                && receiver_has_begun
+                && segment.has(TcpSegment::ACK)
+                && !segment.has(TcpSegment::SYN) =>
+        {
+            State::Established
+        }
+        state => state,
+    };
+}
+
+/// Whether the receiver may believe this reset. One that it can't believe goes through to it all the
+/// same, but says nothing about the connection (the concern of RFC 5961, section 3).
+fn can_be_right(reset: &TcpSegment, sender: &TcpProgress, receiver: &TcpProgress) -> bool {
+    if !sender.begun {
+        // The answer to a SYN (RFC 9293, section 3.10.7.3): it must acknowledge just that.
+        return reset.has(TcpSegment::ACK) && reset.acknowledgement == receiver.sent;
+    }
+    // What the receiver expects next lies between what it has acknowledged and what was sent to it.
+    let expected_from = if receiver.has_acknowledged {
+        receiver.acknowledged
+    } else {
+        sender.sent
+    };
+    let expected_to = later(expected_from, sender.sent);
+    reset.sequence.wrapping_sub(expected_from) <= expected_to.wrapping_sub(expected_from)
+}
+
+fn note(sender: &mut TcpProgress, segment: &TcpSegment) {
+    if segment.has(TcpSegment::RST) {
+        // A reset's numbers may be anything.
+        return;
+    }
+    if segment.has(TcpSegment::SYN) {
+        sender.begun = true;
+        sender.sent = segment.next_sequence();
+    } else {
+        sender.sent = later(sender.sent, segment.next_sequence());
+    }
+    if segment.has(TcpSegment::ACK) {
+        sender.acknowledged = if sender.has_acknowledged {
+            later(sender.acknowledged, segment.acknowledgement)
+        } else {
+            segment.acknowledgement
+        };
+        sender.has_acknowledged = true;
+    }
+    sender.finished |= segment.has(TcpSegment::FIN);
+}
+
+/// The later of two sequence numbers (RFC 9293, section 3.4: they go round).
+fn later(a: u32, b: u32) -> u32 {
+    if b.wrapping_sub(a) < 1 << 31 { b } else { a }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequence_numbers_go_round() {
+        assert_eq!(later(5, 9), 9);
+        assert_eq!(later(9, 5), 9);
+        assert_eq!(later(0xFFFF_FFF0, 4), 4);
+        assert_eq!(later(4, 0xFFFF_FFF0), 4);
+    }
+}

@@ -1,0 +1,21 @@
+//! Views over the bytes of one packet. Pure: no state, no clock, no I/O.
+//!
+//! [`Packet::parse`] checks every length once; what it returns can then be read and rewritten in
+//! place without a further check that could fail. [`checksum`] explains how a checksum is kept right
+//! without summing the packet again.
+
+mod address;
+pub mod checksum;
+mod fragment;
+mod icmp_error;
+mod mss;
+mod parse;
+mod translate;
+mod vnet;
+
+pub use address::{Address, Endpoint};
+pub use fragment::{BadFragment, Datagram, Fragment};
+pub use icmp_error::Quote;
+pub use parse::{Malformed, Packet, TcpSegment, Transport};
+pub use translate::{Differences, Translation};
+pub use vnet::{GsoType, VnetHeader};

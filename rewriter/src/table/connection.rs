@@ -1,0 +1,179 @@
+//! One connection: a plain record of fixed size (patent: "a pair of pairs of addresses").
+
+use control_protocol::Protocol;
+
+use super::{DiversionId, Tick};
+use crate::packet::{Differences, Endpoint, Translation};
+
+/// The pair that the client knows. Its own type, so that it can't stand where the other is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ClientSide {
+    /// Who opened the connection.
+    pub client: Endpoint,
+    /// Whom the client thinks it talks to.
+    pub service: Endpoint,
+}
+
+/// The pair that the mirror knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MirrorSide {
+    /// The rewriter's own address and port.
+    pub proxy: Endpoint,
+    /// Who really answers.
+    pub mirror: Endpoint,
+}
+
+/// Which way a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the client to the mirror.
+    Forward,
+    /// From the mirror to the client.
+    Reverse,
+}
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// TCP: a SYN has passed, its handshake isn't complete.
+    Opening,
+    /// TCP: the handshake is complete.
+    Established,
+    /// TCP: one end has sent a FIN.
+    Closing,
+    /// TCP: both ends have sent a FIN, or one a reset.
+    Closed,
+    /// TCP: reset by a redirect. Whatever still comes from either end is answered with a reset.
+    Reset,
+    /// UDP or echo: there is traffic.
+    Active,
+}
+
+/// What has been seen of one end of a TCP connection. Sequence numbers are those on the wire.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpProgress {
+    /// The sequence number after the last byte that it sent.
+    pub sent: u32,
+    /// Its last acknowledgement number: what it expects next. Means something only with
+    /// `has_acknowledged`.
+    pub acknowledged: u32,
+    /// It has sent an acknowledgement.
+    pub has_acknowledged: bool,
+    /// It has sent a SYN.
+    pub begun: bool,
+    /// It has sent a FIN.
+    pub finished: bool,
+}
+
+/// Packets and bytes in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TrafficCount {
+    /// Packets; a super-packet counts as one.
+    pub packets: u64,
+    /// Bytes, IP headers included.
+    pub bytes: u64,
+}
+
+impl TrafficCount {
+    /// Counts one packet of `bytes` bytes.
+    pub fn add(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+/// One connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection {
+    client_side: ClientSide,
+    mirror_side: MirrorSide,
+    /// Of the way from the client side to the mirror side.
+    differences: Differences,
+    protocol: Protocol,
+    /// The diversion that it follows.
+    pub diversion: DiversionId,
+    /// How far it has come.
+    pub state: State,
+    /// When a packet of it was last seen.
+    pub last_activity: Tick,
+    /// TCP: what has been seen of the client.
+    pub client: TcpProgress,
+    /// TCP: what has been seen of the mirror.
+    pub mirror: TcpProgress,
+    /// What the client sent.
+    pub forward_traffic: TrafficCount,
+    /// What the mirror sent.
+    pub reverse_traffic: TrafficCount,
+}
+
+impl Connection {
+    /// A connection of which nothing has been seen yet.
+    pub fn new(
+        protocol: Protocol,
+        client_side: ClientSide,
+        mirror_side: MirrorSide,
+        diversion: DiversionId,
+        now: Tick,
+    ) -> Self {
+        Self {
+            client_side,
+            mirror_side,
+            differences: differences(&client_side, &mirror_side),
+            protocol,
+            diversion,
+            state: if protocol == Protocol::Tcp {
+                State::Opening
+            } else {
+                State::Active
+            },
+            last_activity: now,
+            client: TcpProgress::default(),
+            mirror: TcpProgress::default(),
+            forward_traffic: TrafficCount::default(),
+            reverse_traffic: TrafficCount::default(),
+        }
+    }
+
+    /// The pair that the client knows.
+    pub fn client_side(&self) -> &ClientSide {
+        &self.client_side
+    }
+
+    /// The pair that the mirror knows.
+    pub fn mirror_side(&self) -> &MirrorSide {
+        &self.mirror_side
+    }
+
+    /// Its protocol.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// What is written into a packet that goes this way.
+    pub fn translation(&self, direction: Direction) -> Translation {
+        match direction {
+            Direction::Forward => Translation {
+                source: self.mirror_side.proxy,
+                destination: self.mirror_side.mirror,
+                differences: self.differences,
+            },
+            Direction::Reverse => Translation {
+                source: self.client_side.service,
+                destination: self.client_side.client,
+                differences: self.differences.reversed(),
+            },
+        }
+    }
+
+    pub(super) fn set_mirror_side(&mut self, mirror_side: MirrorSide) {
+        self.differences = differences(&self.client_side, &mirror_side);
+        self.mirror_side = mirror_side;
+    }
+}
+
+fn differences(client_side: &ClientSide, mirror_side: &MirrorSide) -> Differences {
+    Differences::between(
+        (client_side.client, client_side.service),
+        (mirror_side.proxy, mirror_side.mirror),
+    )
+}

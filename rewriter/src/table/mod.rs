@@ -1,0 +1,21 @@
+//! The address table (patent, figure 2b, 207), one shard of it for each worker.
+//!
+//! - [`Diversions`] (209): which service goes to which mirrors. Every worker has all of them.
+//! - [`Connections`] (211): the pair of pairs of each connection that this worker owns, found by
+//!   either pair, with a [`TimerWheel`] beside it that tells which may have become idle.
+//! - [`ProxyPool`]: the proxy addresses and ports that this worker may give out.
+
+mod connection;
+mod connections;
+mod diversions;
+mod proxy_pool;
+mod slot_list;
+mod timer_wheel;
+
+pub use connection::{
+    ClientSide, Connection, Direction, MirrorSide, State, TcpProgress, TrafficCount,
+};
+pub use connections::{Connections, Slot};
+pub use diversions::{Diversion, DiversionId, Diversions, Refusal, check_proxies};
+pub use proxy_pool::{Exhausted, ProxyPool, Taken};
+pub use timer_wheel::{Tick, TimerWheel};

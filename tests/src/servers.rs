@@ -1,0 +1,187 @@
+//! Servers that no one here wrote. Each says which host it is on: `mirror 1`, `mirror 2`, `origin`.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{IpAddr, TcpStream};
+
+use crate::lab::{Host, bracketed};
+use crate::process::Background;
+
+/// How many bytes [`Nginx`]'s file `/large` has.
+pub const LARGE: usize = 8 << 20;
+
+/// nginx at the ports 80 and 8080, over both families.
+///
+/// `/` answers with the host's title; `/once/` does so and closes the connection; `/large` is a
+/// file of [`LARGE`] bytes.
+#[derive(Debug)]
+pub struct Nginx<'lab> {
+    host: &'lab Host,
+    _program: Background,
+}
+
+/// One line of nginx's access log: the ends of a connection as the server saw them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// Who came.
+    pub from: IpAddr,
+    /// From which port.
+    pub from_port: u16,
+    /// To which of the server's addresses.
+    pub to: IpAddr,
+    /// To which of its ports.
+    pub to_port: u16,
+    /// What was asked for.
+    pub path: String,
+}
+
+impl<'lab> Nginx<'lab> {
+    /// Starts it on `host`, and waits until it listens.
+    #[track_caller]
+    pub fn start(host: &'lab Host) -> Self {
+        let folder = host.file("nginx");
+        for name in ["html", "tmp"] {
+            fs::create_dir_all(folder.join(name)).expect("the scratch directory is ours");
+        }
+        fs::write(folder.join("html/index.html"), host.title() + "\n").expect("a small file");
+        let large: Vec<u8> = (0..=250).cycle().take(LARGE).collect();
+        fs::write(folder.join("html/large"), large).expect("room for a few MiB");
+
+        let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/nginx.conf");
+        let mut command = host.command("nginx");
+        command
+            .arg("-p")
+            .arg(&folder)
+            .args(["-c", configuration, "-e", "error.log"]);
+        let program = host.spawn(&mut command, "nginx");
+        host.wait_for_listener("tcp", 80);
+        Self {
+            host,
+            _program: program,
+        }
+    }
+
+    /// What its file `/large` holds.
+    #[track_caller]
+    pub fn large(&self) -> Vec<u8> {
+        fs::read(self.host.file("nginx/html/large")).expect("written at its start")
+    }
+
+    /// Everyone who came, in order.
+    #[track_caller]
+    pub fn visits(&self) -> Vec<Visit> {
+        let log = fs::read_to_string(self.host.file("nginx/access.log")).expect("nginx keeps one");
+        log.lines()
+            .map(|line| Visit::parse(line).unwrap_or_else(|| panic!("{line}")))
+            .collect()
+    }
+}
+
+impl Visit {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        Some(Self {
+            from: words.next()?.parse().ok()?,
+            from_port: words.next()?.parse().ok()?,
+            to: words.next()?.parse().ok()?,
+            to_port: words.next()?.parse().ok()?,
+            path: words.next()?.to_owned(),
+        })
+    }
+}
+
+/// The port of [`echo_tcp`].
+pub const ECHO_PORT: u16 = 7;
+
+/// A TCP server at port 7 (socat and cat) that greets with the host's title and then says
+/// everything back.
+#[track_caller]
+pub fn echo_tcp(host: &Host) -> Background {
+    let mut command = host.command("socat");
+    command.arg("TCP6-LISTEN:7,fork,reuseaddr,ipv6only=0,backlog=64");
+    command.arg(format!("SYSTEM:echo {}; exec cat", host.title()));
+    let program = host.spawn(&mut command, "socat");
+    host.wait_for_listener("tcp", ECHO_PORT);
+    program
+}
+
+/// A client's side of a connection with [`echo_tcp`].
+#[derive(Debug)]
+pub struct Conversation {
+    stream: BufReader<TcpStream>,
+    /// How the server introduced itself.
+    pub greeting: String,
+}
+
+impl Conversation {
+    /// Connects from `host` to the echo server that answers at `address`.
+    #[track_caller]
+    pub fn open(host: &Host, address: &str) -> Self {
+        let stream = host.connect(&format!("{}:{ECHO_PORT}", bracketed(address)));
+        let mut conversation = Self {
+            stream: BufReader::new(stream),
+            greeting: String::new(),
+        };
+        conversation.greeting = conversation.hear().expect("a greeting");
+        conversation
+    }
+
+    /// Says a line, and gives what comes back.
+    pub fn say(&mut self, line: &str) -> io::Result<String> {
+        self.stream
+            .get_mut()
+            .write_all(format!("{line}\n").as_bytes())?;
+        self.hear()
+    }
+
+    /// The next line that the server says.
+    pub fn hear(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(line.trim_end().to_owned()),
+        }
+    }
+}
+
+/// What dnsmasq knows as the IPv4 address of `who.shunt.test` on this host: the last byte tells
+/// mirror 1 from mirror 2 from the origin.
+pub fn dns_answer(host: &Host) -> &'static str {
+    match host.name() {
+        "mirror1" => "192.0.2.1",
+        "mirror2" => "192.0.2.2",
+        _ => "192.0.2.100",
+    }
+}
+
+/// dnsmasq at port 53, UDP and TCP, which knows the name `who.shunt.test` (see [`dns_answer`]) and
+/// the TXT record `long.shunt.test`, too long for a datagram without EDNS.
+#[track_caller]
+pub fn dnsmasq(host: &Host) -> Background {
+    let mut command = host.command("dnsmasq");
+    command.args([
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+    ]);
+    command.args(["--user=root", "--pid-file=", "--log-facility=-"]);
+    command.arg(format!("--host-record=who.shunt.test,{}", dns_answer(host)));
+    let text = "x".repeat(200);
+    command.arg(format!(
+        "--txt-record=long.shunt.test,{}",
+        [text.as_str(); 5].join(",")
+    ));
+    let program = host.spawn(&mut command, "dnsmasq");
+    host.wait_for_listener("udp", 53);
+    host.wait_for_listener("tcp", 53);
+    program
+}
+
+/// An iperf3 server at its usual port 5201.
+#[track_caller]
+pub fn iperf3(host: &Host) -> Background {
+    let program = host.start("iperf3 --server --forceflush");
+    host.wait_for_listener("tcp", 5201);
+    program
+}
