@@ -65,10 +65,11 @@ fn tcp_reset_ends_the_connection_at_both_ends() {
             "mirror 2"
         );
 
-        // Each end got its reset from the address that it knows.
+        // Each end got its reset from the address that it knows: one for each sequence number that
+        // it may be expecting, and one more if an acknowledgement was still under way.
         let resets = |packets: &[Packet]| packets.iter().filter(|packet| packet.is_reset()).count();
         for seen in [client_sees.finish(), mirror1_sees.finish()] {
-            assert_eq!(resets(&seen), 1, "{seen:#?}");
+            assert!((1..=3).contains(&resets(&seen)), "{seen:#?}");
             assert_valid_checksums(&seen);
         }
     }
