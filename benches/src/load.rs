@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use control_protocol::{Mirror, Protocol, Service, TcpMove};
 use etherparse::PacketBuilder;
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use rand::SeedableRng;
 use rewriter::engine::{
     Config, Engine, HopLimit, Ownership, Redirect, Sweep, Time, Timeouts, Verdict,
 };
@@ -163,6 +163,8 @@ fn packet(number: u32, services: u32) -> [u8; LENGTH] {
     };
     let builder = PacketBuilder::ipv4(client.octets(), service.octets(), 64).udp(port as u16, 53);
     let mut bytes = Vec::with_capacity(LENGTH);
-    builder.write(&mut bytes, &[0; PAYLOAD]).expect("a vector takes all");
+    builder
+        .write(&mut bytes, &[0; PAYLOAD])
+        .expect("a vector takes all");
     bytes.try_into().expect("all have one length")
 }

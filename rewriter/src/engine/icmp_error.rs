@@ -13,10 +13,8 @@
 //! An error changes nothing in the table: it neither refreshes a connection nor ends it (RFC 5508,
 //! REQ-6; RFC 4787, REQ-12; RFC 5382, REQ-10).
 
-use control_protocol::Protocol;
-
 use super::{DropReason, Engine, Verdict};
-use crate::packet::{Endpoint, Packet, Quote, Transport};
+use crate::packet::{Flow, Packet, Quote, Transport};
 use crate::table::{ClientSide, Connection, Direction, MirrorSide, State, TcpProgress};
 
 /// How far behind the newest byte sent a quoted one may be: the largest window there is (RFC 7323,
@@ -30,24 +28,20 @@ impl Engine {
         let Some(quoted) = Quoted::of(packet, Direction::Forward) else {
             return unsolicited;
         };
-        let owner = self.ownership.of_proxy_port(quoted.source.port);
+        let owner = self.ownership.of_proxy_port(quoted.flow.source.port);
         if owner != self.worker {
             return Verdict::HandOver { owner };
         }
-        let side = MirrorSide {
-            proxy: quoted.source,
-            mirror: quoted.destination,
-        };
-        let slot = self.connections.find_by_mirror_side(quoted.protocol, &side);
-        let Some(connection) = slot.and_then(|slot| self.connections.get(slot)) else {
+        let Some(connection) = self.sender_of(&quoted, Direction::Forward) else {
             return unsolicited;
         };
         if let Some(reason) = quoted.refusal(connection, &connection.client) {
             return Verdict::Dropped(reason);
         }
         let ClientSide { client, service } = *connection.client_side();
+        let mirror = connection.mirror_side().mirror;
         let sender = packet.source();
-        let source = if sender == side.mirror.address || self.pool.contains(sender) {
+        let source = if sender == mirror.address || self.pool.contains(sender) {
             service.address
         } else {
             sender
@@ -66,16 +60,11 @@ impl Engine {
         let Some(quoted) = Quoted::of(packet, Direction::Reverse) else {
             return Verdict::Passed;
         };
-        let side = ClientSide {
-            client: quoted.destination,
-            service: quoted.source,
-        };
-        let owner = self.ownership.of_client(side.client);
+        let owner = self.ownership.of_client(quoted.flow.destination);
         if owner != self.worker {
             return Verdict::HandOver { owner };
         }
-        let slot = self.connections.find_by_client_side(quoted.protocol, &side);
-        let Some(connection) = slot.and_then(|slot| self.connections.get(slot)) else {
+        let Some(connection) = self.sender_of(&quoted, Direction::Reverse) else {
             return Verdict::Passed;
         };
         if let Some(reason) = quoted.refusal(connection, &connection.mirror) {
@@ -86,13 +75,19 @@ impl Engine {
         packet.translate_error(proxy.address, mirror.address, &translation);
         Verdict::Translated(Direction::Forward)
     }
+
+    /// The connection that sent the quoted packet in this direction, after its translation.
+    fn sender_of(&self, quoted: &Quoted, direction: Direction) -> Option<&Connection> {
+        let (slot, answers) = self.connections.find(&quoted.flow.turned())?;
+        (answers != direction)
+            .then(|| self.connections.get(slot))
+            .flatten()
+    }
 }
 
 /// The quoted packet of an error, as the table knows it.
 struct Quoted {
-    protocol: Protocol,
-    source: Endpoint,
-    destination: Endpoint,
+    flow: Flow,
     /// Of a TCP segment.
     sequence: Option<u32>,
 }
@@ -105,39 +100,15 @@ impl Quoted {
         if quote.source() != error.destination() {
             return None;
         }
-        let (protocol, source_port, destination_port, sequence) =
-            match (quote.transport(), direction) {
-                (Transport::Tcp(segment), _) => (
-                    Protocol::Tcp,
-                    segment.source_port,
-                    segment.destination_port,
-                    Some(segment.sequence),
-                ),
-                (
-                    Transport::Udp {
-                        source_port,
-                        destination_port,
-                    },
-                    _,
-                ) => (Protocol::Udp, source_port, destination_port, None),
-                (Transport::EchoRequest { identifier }, Direction::Forward) => {
-                    (Protocol::Icmp, identifier, 0, None)
-                }
-                (Transport::EchoReply { identifier }, Direction::Reverse) => {
-                    (Protocol::Icmp, 0, identifier, None)
-                }
-                _ => return None,
-            };
+        let sequence = match (quote.transport(), direction) {
+            (Transport::Tcp(segment), _) => Some(segment.sequence),
+            (Transport::Udp { .. }, _)
+            | (Transport::EchoRequest { .. }, Direction::Forward)
+            | (Transport::EchoReply { .. }, Direction::Reverse) => None,
+            _ => return None,
+        };
         Some(Self {
-            protocol,
-            source: Endpoint {
-                address: quote.source(),
-                port: source_port,
-            },
-            destination: Endpoint {
-                address: quote.destination(),
-                port: destination_port,
-            },
+            flow: quote.flow()?,
             sequence,
         })
     }

@@ -8,9 +8,9 @@
 //! ([`Ownership`]). A packet takes these steps (patent, figure 3):
 //!
 //! 1. Its headers are checked ([`crate::packet`]); a malformed packet is dropped.
-//! 2. A packet to a proxy address is a *reverse* one: it belongs to a connection or is dropped.
-//! 3. Any other is a *forward* one. It belongs to a connection; or it is the first of a new one,
-//!    because a diversion wants it; or it passes unchanged.
+//! 2. If it belongs to a connection, that says which way it goes: *forward* or *reverse*.
+//! 3. Otherwise, a packet to a proxy address is dropped. Any other is the first of a new connection,
+//!    because a diversion wants it, or it passes unchanged.
 //!    Fragments of either kind are first put together (`fragments.rs`).
 //! 4. Both addresses, both ports and the checksums are rewritten where they lie.
 //!
@@ -50,7 +50,7 @@ use clients::Clients;
 use identification::Identifications;
 use reassembly::Reassembler;
 
-use crate::packet::{Datagram, Endpoint, GsoType, Packet, Transport, VnetHeader};
+use crate::packet::{Datagram, Endpoint, Flow, GsoType, Packet, Transport, VnetHeader};
 use crate::table::{
     ClientSide, Connection, Connections, Direction, Diversion, DiversionId, Diversions, MirrorSide,
     ProxyPool, Slot, State, Taken, Tick,
@@ -296,121 +296,93 @@ impl Engine {
         if offload.gso() == GsoType::Unknown {
             return Verdict::Dropped(DropReason::UnknownOffload);
         }
-        if self.pool.contains(packet.destination()) {
-            self.decide_reverse(packet, offload, now)
-        } else {
-            self.decide_forward(packet, offload, now)
+        let Some(flow) = packet.flow() else {
+            return self.decide_without_flow(packet, offload, now);
+        };
+        match self.connections.find(&flow) {
+            Some((slot, direction)) if agree(packet.transport(), direction) => {
+                if direction == Direction::Forward && opens(packet) && self.has_ended(slot) {
+                    // A client may use its port again for a new connection as soon as the old one
+                    // has ended.
+                    self.remove(slot);
+                    self.decide_new(&flow, packet, offload, now)
+                } else {
+                    self.carry(slot, direction, packet, offload, now)
+                }
+            }
+            _ => self.decide_new(&flow, packet, offload, now),
         }
     }
 
-    /// Figure 3, events 5 and 6.
-    fn decide_reverse(
+    /// Decides on a packet of no connection that this worker has.
+    fn decide_new(
         &mut self,
+        flow: &Flow,
         packet: &mut Packet<'_>,
         offload: &VnetHeader,
         now: Time,
     ) -> Verdict {
-        let (protocol, mirror_port, proxy_port) = match packet.transport() {
-            Transport::Tcp(segment) => {
-                (Protocol::Tcp, segment.source_port, segment.destination_port)
-            }
-            Transport::Udp {
-                source_port,
-                destination_port,
-            } => (Protocol::Udp, source_port, destination_port),
-            Transport::EchoReply { identifier } => (Protocol::Icmp, 0, identifier),
-            Transport::Fragment => return self.hold(packet, offload, now),
-            Transport::IcmpError => return self.decide_reverse_error(packet),
-            Transport::IcmpRedirect => return Verdict::Dropped(DropReason::IcmpRedirect),
-            Transport::EchoRequest { .. } | Transport::OtherIcmp => {
-                return Verdict::Dropped(DropReason::NotForProxy);
-            }
-            Transport::Other(number) => (Protocol::Other(number), 0, 0),
-        };
-        let owner = self.ownership.of_proxy_port(proxy_port);
-        if owner != self.worker {
-            return Verdict::HandOver { owner };
+        if self.pool.contains(flow.destination.address) {
+            return self.decide_new_reverse(flow, packet);
         }
-        let side = MirrorSide {
-            proxy: Endpoint {
-                address: packet.destination(),
-                port: proxy_port,
-            },
-            mirror: Endpoint {
-                address: packet.source(),
-                port: mirror_port,
-            },
-        };
-        match self.connections.find_by_mirror_side(protocol, &side) {
-            Some(slot) => self.carry(slot, Direction::Reverse, packet, offload, now),
-            None => Verdict::Dropped(DropReason::NoConnection),
+        if let Transport::EchoReply { .. } = packet.transport() {
+            return Verdict::Passed;
         }
-    }
-
-    /// Figure 3, events 2 and 3.
-    fn decide_forward(
-        &mut self,
-        packet: &mut Packet<'_>,
-        offload: &VnetHeader,
-        now: Time,
-    ) -> Verdict {
-        let (protocol, client_port, service_port) = match packet.transport() {
-            Transport::Tcp(segment) => {
-                (Protocol::Tcp, segment.source_port, segment.destination_port)
-            }
-            Transport::Udp {
-                source_port,
-                destination_port,
-            } => (Protocol::Udp, source_port, destination_port),
-            Transport::EchoRequest { identifier } => (Protocol::Icmp, identifier, 0),
-            Transport::Fragment if self.diversions.concern(packet.destination()) => {
-                return self.hold(packet, offload, now);
-            }
-            Transport::IcmpError => return self.decide_forward_error(packet),
-            Transport::IcmpRedirect if self.diversions.concern(packet.destination()) => {
-                return Verdict::Dropped(DropReason::IcmpRedirect);
-            }
-            Transport::Fragment
-            | Transport::EchoReply { .. }
-            | Transport::IcmpRedirect
-            | Transport::OtherIcmp => return Verdict::Passed,
-            Transport::Other(number) => (Protocol::Other(number), 0, 0),
-        };
-        let side = ClientSide {
-            client: Endpoint {
-                address: packet.source(),
-                port: client_port,
-            },
-            service: Endpoint {
-                address: packet.destination(),
-                port: service_port,
-            },
-        };
-        let owner = match protocol {
+        let owner = match flow.protocol {
             Protocol::Other(_) => self.ownership.of_portless(),
-            _ => self.ownership.of_client(side.client),
+            _ => self.ownership.of_client(flow.source),
         };
         if owner != self.worker {
-            return if self.diversions.concern(packet.destination()) {
+            return if self.diversions.concern(flow.destination.address) {
                 Verdict::HandOver { owner }
             } else {
                 Verdict::Passed
             };
         }
-        let known = self.connections.find_by_client_side(protocol, &side);
-        let opens = matches!(packet.transport(), Transport::Tcp(segment) if segment.opens());
-        match known {
-            // A client may use its port again for a new connection as soon as the old one has ended.
-            Some(slot) if opens && self.has_ended(slot) => self.remove(slot),
-            Some(slot) => return self.carry(slot, Direction::Forward, packet, offload, now),
-            // A TCP connection that began before the diversion goes on as it was.
-            None if protocol == Protocol::Tcp && !opens => return Verdict::Passed,
-            None => {}
+        // A TCP connection that began before the diversion goes on as it was.
+        if flow.protocol == Protocol::Tcp && !opens(packet) {
+            return Verdict::Passed;
         }
-        match self.open(protocol, side, now) {
+        let side = ClientSide {
+            client: flow.source,
+            service: flow.destination,
+        };
+        match self.open(flow.protocol, side, now) {
             Ok(Some(slot)) => self.carry(slot, Direction::Forward, packet, offload, now),
             Ok(None) => Verdict::Passed,
             Err(reason) => Verdict::Dropped(reason),
+        }
+    }
+
+    /// Decides on a packet to a proxy address, of no connection that this worker has.
+    fn decide_new_reverse(&self, flow: &Flow, packet: &Packet<'_>) -> Verdict {
+        if let Transport::EchoRequest { .. } = packet.transport() {
+            return Verdict::Dropped(DropReason::NotForProxy);
+        }
+        let owner = self.ownership.of_proxy_port(flow.destination.port);
+        if owner == self.worker {
+            Verdict::Dropped(DropReason::NoConnection)
+        } else {
+            Verdict::HandOver { owner }
+        }
+    }
+
+    /// Decides on a fragment, or an ICMP message other than an echo.
+    fn decide_without_flow(
+        &mut self,
+        packet: &mut Packet<'_>,
+        offload: &VnetHeader,
+        now: Time,
+    ) -> Verdict {
+        let is_reverse = self.pool.contains(packet.destination());
+        let concerns = is_reverse || self.diversions.concern(packet.destination());
+        match packet.transport() {
+            Transport::Fragment if concerns => self.hold(packet, offload, now),
+            Transport::IcmpRedirect if concerns => Verdict::Dropped(DropReason::IcmpRedirect),
+            Transport::IcmpError if is_reverse => self.decide_reverse_error(packet),
+            Transport::IcmpError => self.decide_forward_error(packet),
+            _ if is_reverse => Verdict::Dropped(DropReason::NotForProxy),
+            _ => Verdict::Passed,
         }
     }
 
@@ -467,11 +439,7 @@ impl Engine {
         mirror: Endpoint,
         now: Time,
     ) -> Result<MirrorSide, DropReason> {
-        let is_taken = |side: &MirrorSide| {
-            self.connections
-                .find_by_mirror_side(protocol, side)
-                .is_some()
-        };
+        let is_taken = |side: &MirrorSide| self.connections.find(&side.flow(protocol)).is_some();
         let (now, random) = (now.tick(), &mut self.random);
         match self
             .pool
@@ -615,6 +583,20 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether a packet like this can go this way: requests go to a mirror, replies come from it.
+fn agree(transport: Transport, direction: Direction) -> bool {
+    match transport {
+        Transport::EchoRequest { .. } => direction == Direction::Forward,
+        Transport::EchoReply { .. } => direction == Direction::Reverse,
+        _ => true,
+    }
+}
+
+/// Whether it asks for a new TCP connection.
+fn opens(packet: &Packet<'_>) -> bool {
+    matches!(packet.transport(), Transport::Tcp(segment) if segment.opens())
 }
 
 impl Time {

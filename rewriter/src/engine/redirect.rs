@@ -150,11 +150,7 @@ impl Engine {
     ) -> bool {
         let protocol = connection.protocol();
         let old = *connection.mirror_side();
-        let is_taken = |side: &MirrorSide| {
-            self.connections
-                .find_by_mirror_side(protocol, side)
-                .is_some()
-        };
+        let is_taken = |side: &MirrorSide| self.connections.find(&side.flow(protocol)).is_some();
         let same_port = MirrorSide {
             proxy: old.proxy,
             mirror,

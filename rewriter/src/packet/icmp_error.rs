@@ -14,7 +14,7 @@ use super::checksum::{Sum, adjust_complete};
 use super::parse::{
     IcmpTypes, TcpSegment, array_at, field, number, skip_extension_headers, u16_at,
 };
-use super::{Address, Packet, Translation, Transport};
+use super::{Address, Flow, Packet, Translation, Transport};
 
 /// How much of a transport header every error quotes, in bytes (RFC 792).
 const LEAST_TRANSPORT: usize = 8;
@@ -50,6 +50,11 @@ impl Quote {
     /// are known; the other fields are 0.
     pub fn transport(&self) -> Transport {
         self.transport
+    }
+
+    /// The flow that it belonged to.
+    pub fn flow(&self) -> Option<Flow> {
+        Flow::of(self.transport, self.source, self.destination)
     }
 
     fn parse_v4(bytes: &[u8]) -> Option<Self> {

@@ -6,6 +6,7 @@
 
 mod address;
 pub mod checksum;
+mod flow;
 mod fragment;
 mod icmp_error;
 mod mss;
@@ -14,6 +15,7 @@ mod translate;
 mod vnet;
 
 pub use address::{Address, Endpoint};
+pub use flow::Flow;
 pub use fragment::{BadFragment, Datagram, Fragment};
 pub use icmp_error::Quote;
 pub use parse::{Malformed, Packet, TcpSegment, Transport};

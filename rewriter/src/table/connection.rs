@@ -3,7 +3,7 @@
 use control_protocol::Protocol;
 
 use super::{DiversionId, Tick};
-use crate::packet::{Differences, Endpoint, Translation};
+use crate::packet::{Differences, Endpoint, Flow, Translation};
 
 /// The pair that the client knows. Its own type, so that it can't stand where the other is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,6 +21,28 @@ pub struct MirrorSide {
     pub proxy: Endpoint,
     /// Who really answers.
     pub mirror: Endpoint,
+}
+
+impl ClientSide {
+    /// What the client sends.
+    pub fn flow(&self, protocol: Protocol) -> Flow {
+        Flow {
+            protocol,
+            source: self.client,
+            destination: self.service,
+        }
+    }
+}
+
+impl MirrorSide {
+    /// What the mirror sends.
+    pub fn flow(&self, protocol: Protocol) -> Flow {
+        Flow {
+            protocol,
+            source: self.mirror,
+            destination: self.proxy,
+        }
+    }
 }
 
 /// Which way a packet goes.
@@ -147,6 +169,23 @@ impl Connection {
     /// Its protocol.
     pub fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// What its packets look like that go this way, as they come.
+    pub fn flow(&self, direction: Direction) -> Flow {
+        match direction {
+            Direction::Forward => self.client_side.flow(self.protocol),
+            Direction::Reverse => self.mirror_side.flow(self.protocol),
+        }
+    }
+
+    /// Whether [`Connection::flow`] is this one.
+    pub fn has_flow(&self, direction: Direction, flow: &Flow) -> bool {
+        let (source, destination) = match direction {
+            Direction::Forward => (&self.client_side.client, &self.client_side.service),
+            Direction::Reverse => (&self.mirror_side.mirror, &self.mirror_side.proxy),
+        };
+        *source == flow.source && *destination == flow.destination && self.protocol == flow.protocol
     }
 
     /// What is written into a packet that goes this way.

@@ -1,21 +1,26 @@
-//! The connections of one worker: records in a slab, two indices into it, and the timer wheel.
+//! The connections of one worker: records in a slab, an index into it, and the timer wheel.
 //!
-//! All memory is reserved at the start, so that no packet ever waits for a table to grow. The
-//! indices hold slots, not keys, and hash with a random key: clients choose what goes in.
+//! All memory is reserved at the start, so that no packet ever waits for a table to grow. Each
+//! connection stands in the index twice, under the [`Flow`] of either direction, so that a packet of
+//! a known connection needs one look-up, whichever way it goes. The index holds slots, not keys, and
+//! hashes with a random key: clients choose what goes in.
 //!
 //! Connections that could be missed stand in a list of their own, the oldest first: those that have
 //! not been answered yet, as a flood consists of, and those that have ended. When the table is full,
 //! they make room for new ones, and established connections carry on.
 
 use ahash::RandomState;
-use control_protocol::Protocol;
 use hashbrown::HashTable;
 
 use super::slot_list::{SlotLinks, SlotList};
-use super::{ClientSide, Connection, MirrorSide, Tick, TimerWheel};
+use super::{Connection, Direction, MirrorSide, Tick, TimerWheel};
+use crate::packet::Flow;
 
-/// Where a connection lies in its worker's slab.
+/// Where a connection lies in its worker's slab: less than 2^31.
 pub type Slot = u32;
+
+/// The most connections that one worker can have.
+const MAX_CAPACITY: usize = 1 << 31;
 
 /// The connections of one worker.
 #[derive(Debug)]
@@ -23,25 +28,50 @@ pub struct Connections {
     slab: Vec<Option<Connection>>,
     capacity: usize,
     free: Vec<Slot>,
-    by_client_side: HashTable<Slot>,
-    by_mirror_side: HashTable<Slot>,
+    index: HashTable<Entry>,
     hasher: RandomState,
     timers: TimerWheel,
     expendable: SlotList,
     expendable_links: SlotLinks,
 }
 
+/// What the index holds: a slot, and in the lowest bit, the direction of the flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry(u32);
+
+impl Entry {
+    fn new(slot: Slot, direction: Direction) -> Self {
+        Self(slot << 1 | u32::from(direction == Direction::Reverse))
+    }
+
+    fn slot(self) -> Slot {
+        self.0 >> 1
+    }
+
+    fn direction(self) -> Direction {
+        if self.0 & 1 == 0 {
+            Direction::Forward
+        } else {
+            Direction::Reverse
+        }
+    }
+
+    /// The flow that it stands for.
+    fn flow(self, slab: &[Option<Connection>]) -> Option<Flow> {
+        Some(at(slab, self.slot())?.flow(self.direction()))
+    }
+}
+
 impl Connections {
-    /// A table for at most `capacity` connections, less than 2^32, with memory for all of them
-    /// reserved (the system hands it out only as it is used).
+    /// A table for at most `capacity` connections, or 2^31, with memory for all of them reserved (the
+    /// system hands it out only as it is used).
     pub fn with_capacity(capacity: usize, now: Tick) -> Self {
-        let capacity = capacity.min(Slot::MAX as usize);
+        let capacity = capacity.min(MAX_CAPACITY);
         Self {
             slab: Vec::with_capacity(capacity),
             capacity,
             free: Vec::new(),
-            by_client_side: HashTable::with_capacity(capacity),
-            by_mirror_side: HashTable::with_capacity(capacity),
+            index: HashTable::with_capacity(2 * capacity),
             hasher: RandomState::new(),
             timers: TimerWheel::new(now),
             expendable: SlotList::default(),
@@ -51,7 +81,7 @@ impl Connections {
 
     /// How many connections there are.
     pub fn len(&self) -> usize {
-        self.by_client_side.len()
+        self.slab.len() - self.free.len()
     }
 
     /// Whether there are none.
@@ -74,24 +104,13 @@ impl Connections {
         self.slab.get_mut(slot as usize)?.as_mut()
     }
 
-    /// Where the connection with this client side is.
-    pub fn find_by_client_side(&self, protocol: Protocol, side: &ClientSide) -> Option<Slot> {
-        self.by_client_side
-            .find(self.hasher.hash_one((protocol, side)), |slot| {
-                at(&self.slab, *slot)
-                    .is_some_and(|c| c.client_side() == side && c.protocol() == protocol)
-            })
-            .copied()
-    }
-
-    /// Where the connection with this mirror side is.
-    pub fn find_by_mirror_side(&self, protocol: Protocol, side: &MirrorSide) -> Option<Slot> {
-        self.by_mirror_side
-            .find(self.hasher.hash_one((protocol, side)), |slot| {
-                at(&self.slab, *slot)
-                    .is_some_and(|c| c.mirror_side() == side && c.protocol() == protocol)
-            })
-            .copied()
+    /// The connection that packets of this flow belong to, and which way they go.
+    pub fn find(&self, flow: &Flow) -> Option<(Slot, Direction)> {
+        let hash = self.hasher.hash_one(flow);
+        let entry = self.index.find(hash, |entry| {
+            at(&self.slab, entry.slot()).is_some_and(|c| c.has_flow(entry.direction(), flow))
+        })?;
+        Some((entry.slot(), entry.direction()))
     }
 
     /// Whether no connection can be added until one has been removed.
@@ -99,31 +118,20 @@ impl Connections {
         self.len() >= self.capacity
     }
 
-    /// Adds a connection whose sides are both new to the table, to be looked at by
+    /// Adds a connection whose flows are both new to the table, to be looked at by
     /// [`Connections::pop_due`] at `due`. It is expendable. `None`: the table is full.
     pub fn insert(&mut self, connection: Connection, due: Tick) -> Option<Slot> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None if self.slab.len() < self.capacity => {
                 self.slab.push(None);
-                self.slots() - 1
+                self.slab.len() as Slot - 1
             }
             None => return None,
         };
-        debug_assert!(
-            self.find_by_client_side(connection.protocol(), connection.client_side())
-                .is_none()
-        );
         self.slab[slot as usize] = Some(connection);
-        let Self { slab, hasher, .. } = self;
-        self.by_client_side
-            .insert_unique(hash_client_side(hasher, &connection), slot, |slot| {
-                at(slab, *slot).map_or(0, |c| hash_client_side(hasher, c))
-            });
-        self.by_mirror_side
-            .insert_unique(hash_mirror_side(hasher, &connection), slot, |slot| {
-                at(slab, *slot).map_or(0, |c| hash_mirror_side(hasher, c))
-            });
+        self.add_to_index(Entry::new(slot, Direction::Forward));
+        self.add_to_index(Entry::new(slot, Direction::Reverse));
         self.timers.insert(slot, due);
         self.set_expendable(slot, true, connection.last_activity);
         Some(slot)
@@ -131,17 +139,9 @@ impl Connections {
 
     /// Takes a connection out.
     pub fn remove(&mut self, slot: Slot) -> Option<Connection> {
+        self.remove_from_index(Entry::new(slot, Direction::Forward));
+        self.remove_from_index(Entry::new(slot, Direction::Reverse));
         let connection = self.slab.get_mut(slot as usize)?.take()?;
-        unindex(
-            &mut self.by_client_side,
-            hash_client_side(&self.hasher, &connection),
-            slot,
-        );
-        unindex(
-            &mut self.by_mirror_side,
-            hash_mirror_side(&self.hasher, &connection),
-            slot,
-        );
         self.timers.remove(slot);
         self.expendable_links.remove(&mut self.expendable, slot);
         self.free.push(slot);
@@ -150,20 +150,12 @@ impl Connections {
 
     /// Gives a connection another mirror side, which must be new to the table.
     pub fn move_to(&mut self, slot: Slot, mirror_side: MirrorSide) {
-        let Self { slab, hasher, .. } = self;
-        let Some(connection) = slab.get_mut(slot as usize).and_then(Option::as_mut) else {
-            return;
-        };
-        unindex(
-            &mut self.by_mirror_side,
-            hash_mirror_side(hasher, connection),
-            slot,
-        );
-        connection.set_mirror_side(mirror_side);
-        let hash = hash_mirror_side(hasher, connection);
-        self.by_mirror_side.insert_unique(hash, slot, |slot| {
-            at(slab, *slot).map_or(0, |c| hash_mirror_side(hasher, c))
-        });
+        let reverse = Entry::new(slot, Direction::Reverse);
+        self.remove_from_index(reverse);
+        if let Some(connection) = self.get_mut(slot) {
+            connection.set_mirror_side(mirror_side);
+            self.add_to_index(reverse);
+        }
     }
 
     /// Says whether a connection could be missed.
@@ -196,24 +188,31 @@ impl Connections {
     pub fn next_due(&self) -> Option<Tick> {
         self.timers.next_due()
     }
+
+    fn add_to_index(&mut self, entry: Entry) {
+        let Self {
+            slab,
+            index,
+            hasher,
+            ..
+        } = self;
+        let hash = |entry: &Entry| entry.flow(slab).map_or(0, |flow| hasher.hash_one(flow));
+        index.insert_unique(hash(&entry), entry, hash);
+    }
+
+    fn remove_from_index(&mut self, entry: Entry) {
+        let Some(flow) = entry.flow(&self.slab) else {
+            return;
+        };
+        let hash = self.hasher.hash_one(flow);
+        if let Ok(found) = self.index.find_entry(hash, |other| *other == entry) {
+            found.remove();
+        }
+    }
 }
 
 fn at(slab: &[Option<Connection>], slot: Slot) -> Option<&Connection> {
     slab.get(slot as usize)?.as_ref()
-}
-
-fn hash_client_side(hasher: &RandomState, connection: &Connection) -> u64 {
-    hasher.hash_one((connection.protocol(), connection.client_side()))
-}
-
-fn hash_mirror_side(hasher: &RandomState, connection: &Connection) -> u64 {
-    hasher.hash_one((connection.protocol(), connection.mirror_side()))
-}
-
-fn unindex(index: &mut HashTable<Slot>, hash: u64, slot: Slot) {
-    if let Ok(entry) = index.find_entry(hash, |other| *other == slot) {
-        entry.remove();
-    }
 }
 
 #[cfg(test)]
@@ -221,11 +220,12 @@ mod tests {
     use std::collections::HashMap;
     use std::net::Ipv4Addr;
 
+    use control_protocol::Protocol;
     use proptest::prelude::*;
 
     use super::*;
     use crate::packet::Endpoint;
-    use crate::table::DiversionId;
+    use crate::table::{ClientSide, DiversionId};
 
     fn endpoint(last: u8, port: u16) -> Endpoint {
         Endpoint::new(std::net::IpAddr::from(Ipv4Addr::new(10, 0, 0, last)), port)
@@ -280,7 +280,9 @@ mod tests {
             let mut model: HashMap<u16, u16> = HashMap::new();
             for step in steps {
                 let find = |table: &Connections, client| {
-                    table.find_by_client_side(Protocol::Tcp, connection(client, 0).client_side())
+                    table
+                        .find(&connection(client, 0).flow(Direction::Forward))
+                        .map(|(slot, _)| slot)
                 };
                 match step {
                     Step::Insert(client) => {
@@ -310,10 +312,9 @@ mod tests {
                 prop_assert_eq!(table.len(), model.len());
                 for (client, proxy) in &model {
                     let by_client = find(&table, *client);
-                    let by_mirror = table.find_by_mirror_side(
-                        Protocol::Tcp, connection(0, *proxy).mirror_side());
+                    let by_mirror = table.find(&connection(0, *proxy).flow(Direction::Reverse));
                     prop_assert!(by_client.is_some());
-                    prop_assert_eq!(by_client, by_mirror);
+                    prop_assert_eq!(by_client.map(|slot| (slot, Direction::Reverse)), by_mirror);
                 }
             }
         }

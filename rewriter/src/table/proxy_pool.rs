@@ -13,7 +13,7 @@
 //! that has rested longest is given out again, but none before [`MIN_REST`], the time after which a
 //! Linux host takes its own ports out of TIME-WAIT (`tcp_tw_reuse`, RFC 6191).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -51,6 +51,8 @@ pub struct Exhausted;
 #[derive(Debug)]
 pub struct ProxyPool {
     addresses: Vec<Address>,
+    /// The same, to be searched.
+    address_set: HashSet<Address, RandomState>,
     first_port: u16,
     /// How many ports this worker has at each address.
     ports: u32,
@@ -87,6 +89,7 @@ impl ProxyPool {
                 .iter()
                 .map(|address| Address::from(*address))
                 .collect(),
+            address_set: addresses.iter().copied().map(Address::from).collect(),
             first_port: u16::try_from(first).unwrap_or(u16::MAX),
             ports: if first > end {
                 0
@@ -102,7 +105,7 @@ impl ProxyPool {
 
     /// Whether this is one of the proxy addresses.
     pub fn contains(&self, address: Address) -> bool {
-        self.addresses.contains(&address)
+        self.address_set.contains(&address)
     }
 
     /// Takes a port for a connection of `client` to `mirror`; `is_taken` says which are in use.
