@@ -6,9 +6,6 @@ use std::time::{Duration, Instant};
 use benches::load::Load;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-/// Slots of a redirect that a worker does at a time.
-const SLICE: u32 = 1024;
-
 fn translate(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("translate");
     group.throughput(Throughput::Elements(1));
@@ -37,6 +34,29 @@ fn create_and_expire(criterion: &mut Criterion) {
     });
 }
 
+/// A redirect is done in slices, between which packets are handled: what counts is the longest.
+fn redirect(criterion: &mut Criterion) {
+    const CONNECTIONS: u32 = 1_000_000;
+    const SLICE: u32 = 1024;
+    let mut group = criterion.benchmark_group("redirect");
+    group.sample_size(10);
+    let mut network = 2;
+    let mut load = Load::new(CONNECTIONS, 10);
+    group.bench_function(
+        format!("longest slice of {CONNECTIONS} connections"),
+        |bencher| {
+            bencher.iter_custom(|count| {
+                (0..count)
+                    .map(|_| {
+                        network = 5 - network;
+                        load.redirect(network, SLICE)
+                    })
+                    .sum()
+            });
+        },
+    );
+}
+
 fn timed(work: impl FnOnce()) -> Duration {
     let began = Instant::now();
     work();
@@ -46,6 +66,6 @@ fn timed(work: impl FnOnce()) -> Duration {
 criterion_group! {
     name = engine;
     config = Criterion::default().measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1));
-    targets = translate, create_and_expire
+    targets = translate, create_and_expire, redirect
 }
 criterion_main!(engine);

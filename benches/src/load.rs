@@ -1,7 +1,7 @@
 //! The engine under load, in memory: connections of as many clients as one likes, and their packets.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use control_protocol::{Mirror, Protocol, Service, TcpMove};
 use etherparse::PacketBuilder;
@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rewriter::engine::{
-    Config, Engine, HopLimit, Ownership, Redirect, Sweep, Time, Timeouts, Verdict,
+    Config, Engine, FETCHED_AT_ONCE, HopLimit, Ownership, Redirect, Sweep, Time, Timeouts, Verdict,
 };
 use rewriter::packet::VnetHeader;
 use rewriter::table::{Diversion, DiversionId};
@@ -18,6 +18,8 @@ use rewriter::table::{Diversion, DiversionId};
 const PAYLOAD: usize = 18;
 /// The IPv4 packet in such a frame.
 const LENGTH: usize = 46;
+/// The diversions that have connections, if there are as many.
+const DIVERSIONS_IN_USE: u32 = 1000;
 /// The proxy addresses; each carries some 64,000 connections to each mirror.
 const PROXIES: u32 = 256;
 
@@ -26,7 +28,11 @@ pub struct Load {
     /// The engine.
     pub engine: Engine,
     packets: Vec<[u8; LENGTH]>,
+    received: [[u8; LENGTH]; FETCHED_AT_ONCE],
+    diversions: u32,
     now: Time,
+    /// Packets in a batch, up to [`FETCHED_AT_ONCE`]; with 1, each is handled as it comes.
+    pub batch: usize,
 }
 
 impl Load {
@@ -34,10 +40,7 @@ impl Load {
     /// among the first thousand of the diversions.
     pub fn new(connections: u32, diversions: u32) -> Self {
         let mut load = Self::without_connections(connections, diversions);
-        for packet in 0..load.packets.len() {
-            let mut bytes = load.packets[packet];
-            load.send(&mut bytes);
-        }
+        load.translate(load.packets.len());
         load.packets.shuffle(&mut SmallRng::seed_from_u64(1));
         load
     }
@@ -48,25 +51,41 @@ impl Load {
         for number in 0..diversions {
             engine.divert(diversion(number, mirror(number, 2)));
         }
-        let services = diversions.min(1000);
+        let services = diversions.min(DIVERSIONS_IN_USE);
         Self {
             engine,
             packets: (0..connections)
                 .map(|number| packet(number, services))
                 .collect(),
+            received: [[0; LENGTH]; FETCHED_AT_ONCE],
+            diversions,
             now: Time::default(),
+            batch: FETCHED_AT_ONCE,
         }
     }
 
-    /// Has the engine translate `count` packets, a connection each, round and round.
+    /// Has the engine translate `count` packets, a connection each, round and round, in batches.
     pub fn translate(&mut self, count: usize) {
         let mut sent = 0;
         while sent < count {
-            for packet in 0..self.packets.len().min(count - sent) {
-                let mut bytes = self.packets[packet];
-                self.send(&mut bytes);
+            let round = self.packets.len().min(count - sent);
+            for start in (0..round).step_by(self.batch) {
+                let end = round.min(start + self.batch);
+                self.translate_batch(start, end);
             }
-            sent += self.packets.len();
+            sent += round;
+        }
+    }
+
+    fn translate_batch(&mut self, start: usize, end: usize) {
+        let batch = &mut self.received[..end - start];
+        batch.copy_from_slice(&self.packets[start..end]);
+        if batch.len() > 1 {
+            self.engine
+                .fetch(batch.iter_mut().map(|packet| packet.as_mut_slice()));
+        }
+        for bytes in batch {
+            send(&mut self.engine, bytes, self.now);
         }
     }
 
@@ -79,36 +98,35 @@ impl Load {
         }
     }
 
-    /// Sends all connections to other mirrors, `slice` slots at a time, and gives the longest time
-    /// that one slice took.
-    pub fn redirect(&mut self, slice: u32) -> Duration {
-        let diversions: Vec<DiversionId> = (0..1000).map(DiversionId).collect();
+    /// Sends all connections to the mirrors in the network `10.NETWORK.0.0/16` (they begin in the
+    /// second), `slice` slots at a time, and gives the longest time that one slice took.
+    pub fn redirect(&mut self, network: u32, slice: u32) -> Duration {
         let mut longest = Duration::ZERO;
-        for id in diversions {
-            self.engine.divert(diversion(id.0, mirror(id.0, 3)));
+        for number in 0..self.diversions.min(DIVERSIONS_IN_USE) {
+            self.engine
+                .divert(diversion(number, mirror(number, network)));
             let mut sweep = Sweep::new(Redirect {
-                diversion: id,
+                diversion: DiversionId(number),
                 tcp: TcpMove::Rewrite,
                 from_mirror: None,
             });
             loop {
-                let began = std::time::Instant::now();
-                let ended = self.engine.sweep(&mut sweep, slice, self.now).is_some();
+                let began = Instant::now();
+                let outcome = self.engine.sweep(&mut sweep, slice, self.now);
                 longest = longest.max(began.elapsed());
-                if ended {
+                if let Some(outcome) = outcome {
+                    assert!(outcome.moved > 0, "{outcome:?}");
                     break;
                 }
             }
         }
         longest
     }
+}
 
-    fn send(&mut self, bytes: &mut [u8]) {
-        let verdict = self
-            .engine
-            .handle(bytes, &mut VnetHeader::default(), self.now);
-        assert!(matches!(verdict, Verdict::Translated(_)), "{verdict:?}");
-    }
+fn send(engine: &mut Engine, bytes: &mut [u8], now: Time) {
+    let verdict = engine.handle(bytes, &mut VnetHeader::default(), now);
+    assert!(matches!(verdict, Verdict::Translated(_)), "{verdict:?}");
 }
 
 fn engine(connections: usize) -> Engine {

@@ -20,8 +20,11 @@ use crate::io::waker::{self, Sleeper, Waker};
 use crate::io::{Frame, Losses, Port};
 use crate::packet::Datagram;
 
-/// Packets read before a worker looks at anything else.
-const BATCH: usize = 64;
+/// Packets read before they are handled, and before a worker looks at anything else.
+const BATCH: usize = 32;
+/// Bytes after which no more packets are read into a batch: super-packets are to be sent before they
+/// have left the processor's cache.
+const BATCH_BYTES: usize = 64 * 1024;
 /// Packets that may wait for their owner; more are dropped.
 const HANDOVER_QUEUE: usize = 1024;
 /// Slots of a redirect that are done between two batches.
@@ -268,11 +271,12 @@ struct Worker<P> {
 
 impl<P: Port> Worker<P> {
     fn run(mut self) -> io::Result<()> {
-        let mut frame = Frame::new();
+        let mut frames: [Frame; BATCH] = std::array::from_fn(|_| Frame::new());
         loop {
             let now = self.clock.now();
-            let mut busy = self.receive_batch(&mut frame, now)?;
-            busy |= self.take_over_batch(&mut frame, now)?;
+            let mut busy = self.receive_batch(&mut frames, now)?;
+            let [frame, ..] = &mut frames;
+            busy |= self.take_over_batch(frame, now)?;
             while let Ok(command) = self.commands.try_recv() {
                 match command {
                     Command::Run(question) => question(&mut self.engine),
@@ -287,7 +291,7 @@ impl<P: Port> Worker<P> {
             }
             busy |= self.sweep(now);
             self.engine.handle_timeout(now);
-            self.send_own(&mut frame)?;
+            self.send_own(frame)?;
             self.port.flush()?;
             self.log_alert(now);
             if !busy {
@@ -297,14 +301,25 @@ impl<P: Port> Worker<P> {
     }
 
     /// Reads and handles a batch. `true`: there may be more.
-    fn receive_batch(&mut self, frame: &mut Frame, now: Time) -> io::Result<bool> {
-        for _ in 0..BATCH {
+    fn receive_batch(&mut self, frames: &mut [Frame], now: Time) -> io::Result<bool> {
+        let (mut received, mut bytes) = (0, 0);
+        while received < BATCH && bytes < BATCH_BYTES {
+            let frame = &mut frames[received];
             if !self.port.receive(frame)? {
-                return Ok(false);
+                break;
             }
+            bytes += frame.wire().len();
+            received += 1;
+        }
+        let was_empty = received < BATCH && bytes < BATCH_BYTES;
+        let batch = &mut frames[..received];
+        if batch.len() > 1 {
+            self.engine.fetch(batch.iter_mut().map(Frame::packet_mut));
+        }
+        for frame in batch {
             self.handle(frame, now)?;
         }
-        Ok(true)
+        Ok(!was_empty)
     }
 
     /// Handles what other workers received. `true`: there may be more.

@@ -18,6 +18,9 @@ struct Arguments {
     /// How many diversions there are.
     #[arg(long, default_value_t = 10)]
     diversions: u32,
+    /// How many packets are looked at together, 1 to 64.
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -34,9 +37,14 @@ fn main() {
         times,
         connections,
         diversions,
+        batch,
     } = Arguments::parse();
     match task {
-        Task::Translate => Load::new(connections, diversions).translate(times),
+        Task::Translate => {
+            let mut load = Load::new(connections, diversions);
+            load.batch = batch;
+            load.translate(times);
+        }
         Task::Create => {
             let mut load = Load::without_connections(connections, diversions);
             for _ in 0..times {

@@ -39,6 +39,7 @@ use control_protocol::{ClientPrefix, Protocol, Service};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+pub use crate::table::FETCHED_AT_ONCE;
 pub use alert::Alert;
 pub use counters::{Counters, DropReason};
 pub use ownership::Ownership;
@@ -195,6 +196,14 @@ impl Engine {
             hand_overs: VecDeque::new(),
             random,
         }
+    }
+
+    /// Prepares for the packets that are to be [handled](Engine::handle) next, at most
+    /// [`FETCHED_AT_ONCE`]: brings their connections into the processor's cache. Changes nothing but
+    /// how long that takes.
+    pub fn fetch<'a>(&self, packets: impl Iterator<Item = &'a mut [u8]>) {
+        self.connections
+            .fetch(packets.filter_map(|bytes| Packet::parse(bytes).ok()?.flow()));
     }
 
     /// Decides on the packet that starts at the first of `bytes`, and rewrites it where it lies.

@@ -201,8 +201,6 @@ impl Packet<'_> {
         let before = Sum::of(bytes);
         Packet {
             transport_at: quote.transport_at,
-            source: quote.source,
-            destination: quote.destination,
             transport: quote.transport,
             bytes,
         }

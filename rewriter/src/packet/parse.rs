@@ -203,8 +203,6 @@ pub struct Packet<'a> {
     pub(super) bytes: &'a mut [u8],
     /// Where the transport header starts, bytes from the IP header's first.
     pub(super) transport_at: usize,
-    pub(super) source: Address,
-    pub(super) destination: Address,
     pub(super) transport: Transport,
 }
 
@@ -224,7 +222,7 @@ impl<'a> Packet<'a> {
     }
 
     fn parse_v4(bytes: &'a mut [u8]) -> Result<Self, Malformed> {
-        use field::ipv4::{DESTINATION, FRAGMENT, LENGTH, PROTOCOL, SOURCE, TOTAL_LENGTH};
+        use field::ipv4::{FRAGMENT, LENGTH, PROTOCOL, TOTAL_LENGTH};
         if bytes.len() < LENGTH {
             return Err(Malformed::IpHeader);
         }
@@ -244,8 +242,6 @@ impl<'a> Packet<'a> {
             Transport::parse(bytes[PROTOCOL], &bytes[header_length..], &IcmpTypes::V4)?
         };
         Ok(Self {
-            source: Address::v4(array_at(bytes, SOURCE)),
-            destination: Address::v4(array_at(bytes, DESTINATION)),
             transport_at: header_length,
             transport,
             bytes,
@@ -253,7 +249,7 @@ impl<'a> Packet<'a> {
     }
 
     fn parse_v6(bytes: &'a mut [u8]) -> Result<Self, Malformed> {
-        use field::ipv6::{DESTINATION, LENGTH, NEXT_HEADER, PAYLOAD_LENGTH, SOURCE};
+        use field::ipv6::{LENGTH, NEXT_HEADER, PAYLOAD_LENGTH};
         if bytes.len() < LENGTH {
             return Err(Malformed::IpHeader);
         }
@@ -272,22 +268,28 @@ impl<'a> Packet<'a> {
             next_header => Transport::parse(next_header, &bytes[transport_at..], &IcmpTypes::V6)?,
         };
         Ok(Self {
-            source: Address::v6(array_at(bytes, SOURCE)),
-            destination: Address::v6(array_at(bytes, DESTINATION)),
             transport_at,
             transport,
             bytes,
         })
     }
 
-    /// Where it came from, when it was parsed.
+    /// Where it comes from.
     pub fn source(&self) -> Address {
-        self.source
+        self.address_at(field::ipv4::SOURCE, field::ipv6::SOURCE)
     }
 
-    /// Where it went, when it was parsed.
+    /// Where it goes.
     pub fn destination(&self) -> Address {
-        self.destination
+        self.address_at(field::ipv4::DESTINATION, field::ipv6::DESTINATION)
+    }
+
+    fn address_at(&self, at_v4: usize, at_v6: usize) -> Address {
+        if self.is_v4() {
+            Address::v4(array_at(self.bytes, at_v4))
+        } else {
+            Address::v6(array_at(self.bytes, at_v6))
+        }
     }
 
     /// What it carries.
@@ -317,6 +319,9 @@ impl<'a> Packet<'a> {
 }
 
 impl Transport {
+    // Inlined, as it would otherwise be copied twice on its way into the packet, by words that straddle
+    // the fields just written, for which the processor has to wait.
+    #[inline(always)]
     fn parse(protocol: u8, bytes: &[u8], icmp: &IcmpTypes) -> Result<Self, Malformed> {
         match protocol {
             number::TCP => Self::parse_tcp(bytes),

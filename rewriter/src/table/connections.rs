@@ -9,18 +9,23 @@
 //! not been answered yet, as a flood consists of, and those that have ended. When the table is full,
 //! they make room for new ones, and established connections carry on.
 
-use ahash::RandomState;
-use hashbrown::HashTable;
+use std::hint;
 
+use ahash::RandomState;
+
+use super::flow_index::{FlowHash, FlowIndex};
 use super::slot_list::{SlotLinks, SlotList};
 use super::{Connection, Direction, MirrorSide, Tick, TimerWheel};
 use crate::packet::Flow;
 
-/// Where a connection lies in its worker's slab: less than 2^31.
+/// Where a connection lies in its worker's slab: less than 2^30.
 pub type Slot = u32;
 
 /// The most connections that one worker can have.
-const MAX_CAPACITY: usize = 1 << 31;
+const MAX_CAPACITY: usize = 1 << 30;
+
+/// How many flows [`Connections::fetch`] looks at, at most.
+pub const FETCHED_AT_ONCE: usize = 64;
 
 /// The connections of one worker.
 #[derive(Debug)]
@@ -28,7 +33,7 @@ pub struct Connections {
     slab: Vec<Option<Connection>>,
     capacity: usize,
     free: Vec<Slot>,
-    index: HashTable<Entry>,
+    index: FlowIndex,
     hasher: RandomState,
     timers: TimerWheel,
     expendable: SlotList,
@@ -55,15 +60,10 @@ impl Entry {
             Direction::Reverse
         }
     }
-
-    /// The flow that it stands for.
-    fn flow(self, slab: &[Option<Connection>]) -> Option<Flow> {
-        Some(at(slab, self.slot())?.flow(self.direction()))
-    }
 }
 
 impl Connections {
-    /// A table for at most `capacity` connections, or 2^31, with memory for all of them reserved (the
+    /// A table for at most `capacity` connections, or 2^30, with memory for all of them reserved (the
     /// system hands it out only as it is used).
     pub fn with_capacity(capacity: usize, now: Tick) -> Self {
         let capacity = capacity.min(MAX_CAPACITY);
@@ -71,7 +71,7 @@ impl Connections {
             slab: Vec::with_capacity(capacity),
             capacity,
             free: Vec::new(),
-            index: HashTable::with_capacity(2 * capacity),
+            index: FlowIndex::with_capacity(2 * capacity),
             hasher: RandomState::new(),
             timers: TimerWheel::new(now),
             expendable: SlotList::default(),
@@ -106,11 +106,40 @@ impl Connections {
 
     /// The connection that packets of this flow belong to, and which way they go.
     pub fn find(&self, flow: &Flow) -> Option<(Slot, Direction)> {
-        let hash = self.hasher.hash_one(flow);
-        let entry = self.index.find(hash, |entry| {
-            at(&self.slab, entry.slot()).is_some_and(|c| c.has_flow(entry.direction(), flow))
-        })?;
-        Some((entry.slot(), entry.direction()))
+        let found = self.index.find(self.hash(flow), |value| {
+            let entry = Entry(value);
+            self.get(entry.slot())
+                .is_some_and(|connection| connection.has_flow(entry.direction(), flow))
+        });
+        found.map(|value| (Entry(value).slot(), Entry(value).direction()))
+    }
+
+    /// Brings what [`Connections::find`] needs for these flows, and their connections, into the
+    /// processor's cache. Changes nothing but how long that takes.
+    ///
+    /// The loops are short so that the processor runs ahead and waits for many memory accesses at
+    /// once, where a look-up after the other would wait for each.
+    pub fn fetch(&self, flows: impl Iterator<Item = Flow>) {
+        let mut hashes = [FlowHash::default(); FETCHED_AT_ONCE];
+        let mut count = 0;
+        for (hash, flow) in hashes.iter_mut().zip(flows) {
+            *hash = self.hash(&flow);
+            count += 1;
+        }
+        let hashes = &hashes[..count];
+        let mut touched = 0;
+        for hash in hashes {
+            touched ^= self.index.touch(*hash);
+        }
+        let mut slots = [0; FETCHED_AT_ONCE];
+        for (slot, hash) in slots.iter_mut().zip(hashes) {
+            let found = self.index.find(*hash, |_| true);
+            *slot = found.map_or(0, |value| Entry(value).slot());
+        }
+        for slot in &slots[..count] {
+            touched ^= self.get(*slot).map_or(0, Connection::touch);
+        }
+        hint::black_box(touched);
     }
 
     /// Whether no connection can be added until one has been removed.
@@ -190,29 +219,25 @@ impl Connections {
     }
 
     fn add_to_index(&mut self, entry: Entry) {
-        let Self {
-            slab,
-            index,
-            hasher,
-            ..
-        } = self;
-        let hash = |entry: &Entry| entry.flow(slab).map_or(0, |flow| hasher.hash_one(flow));
-        index.insert_unique(hash(&entry), entry, hash);
+        if let Some(flow) = self.flow(entry) {
+            self.index.insert(self.hash(&flow), entry.0);
+        }
     }
 
     fn remove_from_index(&mut self, entry: Entry) {
-        let Some(flow) = entry.flow(&self.slab) else {
-            return;
-        };
-        let hash = self.hasher.hash_one(flow);
-        if let Ok(found) = self.index.find_entry(hash, |other| *other == entry) {
-            found.remove();
+        if let Some(flow) = self.flow(entry) {
+            self.index.remove(self.hash(&flow), entry.0);
         }
     }
-}
 
-fn at(slab: &[Option<Connection>], slot: Slot) -> Option<&Connection> {
-    slab.get(slot as usize)?.as_ref()
+    /// The flow that an entry stands for.
+    fn flow(&self, entry: Entry) -> Option<Flow> {
+        Some(self.get(entry.slot())?.flow(entry.direction()))
+    }
+
+    fn hash(&self, flow: &Flow) -> FlowHash {
+        self.hasher.hash_one(flow).into()
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 mod connection;
 mod connections;
 mod diversions;
+mod flow_index;
 mod proxy_pool;
 mod slot_list;
 mod timer_wheel;
@@ -15,7 +16,7 @@ mod timer_wheel;
 pub use connection::{
     ClientSide, Connection, Direction, MirrorSide, State, TcpProgress, TrafficCount,
 };
-pub use connections::{Connections, Slot};
+pub use connections::{Connections, FETCHED_AT_ONCE, Slot};
 pub use diversions::{Diversion, DiversionId, Diversions, Refusal, check_proxies};
 pub use proxy_pool::{Exhausted, ProxyPool, Taken};
 pub use timer_wheel::{Tick, TimerWheel};
