@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use crate::engine::{Config, Counters, Engine, Redirect, RedirectOutcome, Sweep, Time, Verdict};
 use crate::io::poll;
 use crate::io::waker::{self, Sleeper, Waker};
-use crate::io::{Frame, Losses, Port};
+use crate::io::{Frame, Losses, Port, TooBig};
 use crate::packet::Datagram;
 
 /// Packets read before they are handled, and before a worker looks at anything else.
@@ -293,6 +293,7 @@ impl<P: Port> Worker<P> {
             self.engine.handle_timeout(now);
             self.send_own(frame)?;
             self.port.flush()?;
+            busy |= self.deal_with_too_big(now);
             self.log_alert(now);
             if !busy {
                 self.sleep()?;
@@ -390,6 +391,17 @@ impl<P: Port> Worker<P> {
             let _ = answer.send(outcome);
         }
         !self.sweeps.is_empty()
+    }
+
+    /// Has the engine deal with packets that were too long for their links. `true`: it may have
+    /// something to send.
+    fn deal_with_too_big(&mut self, now: Time) -> bool {
+        let mut any = false;
+        while let Some(TooBig { packet, mtu }) = self.port.poll_too_big() {
+            self.engine.handle_too_big(packet, mtu, now);
+            any = true;
+        }
+        any
     }
 
     fn log_alert(&mut self, now: Time) {

@@ -11,12 +11,14 @@ use scenarios::{
 };
 use serde_json::Value;
 
-/// The flags of a matrix: one worker and two, with super-packets and without.
-const MATRIX: [&str; 4] = [
+/// The flags of a matrix: one worker and two, with super-packets, without, and by raw sockets.
+const MATRIX: [&str; 6] = [
     "--workers 1",
     "--workers 2",
     "--workers 1 --no-offload",
     "--workers 2 --no-offload",
+    "--workers 1 --egress raw",
+    "--workers 2 --egress raw",
 ];
 
 /// Service and mirror, in both families.
@@ -354,27 +356,30 @@ fn traceroute_never_shows_proxy_or_mirror() {
         }
         lift_icmp_limits(&lab);
         let _nginx = Nginx::start(&lab.mirror1);
-        let shuntd = Shuntd::start(&lab, "");
-        for ((service, mirror), (rewriter, router, proxy)) in BOTH.into_iter().zip([
-            ("10.1.0.1", MIRROR2, PROXY),
-            ("fd00:1::1", MIRROR2_6, PROXY6),
-        ]) {
-            shuntd.ctl(&format!("divert {service} {mirror}")).success();
-            let hops = match behind {
-                false => &[rewriter, service][..],
-                true => &[rewriter, router, service],
-            };
-            for command in [
-                "traceroute -n -q 1 -N 1 -w 5 -m 6",
-                "traceroute -n -q 1 -N 1 -w 5 -m 6 -I",
-                "traceroute -n -q 1 -N 1 -w 5 -m 6 -T -p 80",
-                "tracepath -n -m 6",
-                "mtr -n --report -c 1 -m 6",
-                "mtr -n --report -c 1 -m 6 --udp",
-                "mtr -n --report -c 1 -m 6 --tcp -P 80",
-            ] {
-                let output = lab.client.run(&format!("{command} {service}")).success();
-                assert_hops(&output, command, hops, &[mirror, proxy]);
+        for flags in ["", "--egress raw"] {
+            let shuntd = Shuntd::start(&lab, flags);
+            for ((service, mirror), (rewriter, router, proxy)) in BOTH.into_iter().zip([
+                ("10.1.0.1", MIRROR2, PROXY),
+                ("fd00:1::1", MIRROR2_6, PROXY6),
+            ]) {
+                shuntd.ctl(&format!("divert {service} {mirror}")).success();
+                let hops = match behind {
+                    false => &[rewriter, service][..],
+                    true => &[rewriter, router, service],
+                };
+                for command in [
+                    "traceroute -n -q 1 -N 1 -w 5 -m 6",
+                    "traceroute -n -q 1 -N 1 -w 5 -m 6 -I",
+                    "traceroute -n -q 1 -N 1 -w 5 -m 6 -T -p 80",
+                    "tracepath -n -m 6",
+                    "mtr -n --report -c 1 -G 2 -m 6",
+                    "mtr -n --report -c 1 -G 2 -m 6 --udp",
+                    "mtr -n --report -c 1 -G 2 -m 6 --tcp -P 80",
+                ] {
+                    let output = lab.client.run(&format!("{command} {service}")).success();
+                    let story = format!("{flags}: {command}");
+                    assert_hops(&output, &story, hops, &[mirror, proxy]);
+                }
             }
         }
     }
@@ -386,17 +391,22 @@ fn tracepath_finds_a_smaller_mtu_behind_the_mirror() {
     let lab = Lab::new();
     move_behind_mirror2(&lab, &lab.mirror1, [MIRROR1, MIRROR1_6], SMALL);
     lift_icmp_limits(&lab);
-    let shuntd = Shuntd::start(&lab, "");
-    for (service, mirror) in BOTH {
-        shuntd.ctl(&format!("divert {service} {mirror}")).success();
-        let output = lab
-            .client
-            .run(&format!("tracepath -n -m 6 {service}"))
-            .success();
-        assert!(
-            output.contains(&format!("Resume: pmtu {SMALL} hops 3")),
-            "{output}"
-        );
+    for flags in MATRIX {
+        let shuntd = Shuntd::start(&lab, flags);
+        for (service, mirror) in BOTH {
+            shuntd.ctl(&format!("divert {service} {mirror}")).success();
+            lab.client
+                .shell("ip route flush cache; ip -6 route flush cache")
+                .success();
+            let output = lab
+                .client
+                .run(&format!("tracepath -n -m 6 {service}"))
+                .success();
+            assert!(
+                output.contains(&format!("Resume: pmtu {SMALL} hops 3")),
+                "{flags}: {output}"
+            );
+        }
     }
 }
 

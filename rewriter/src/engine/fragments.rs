@@ -64,7 +64,8 @@ impl Engine {
                 self.outbox.extend(datagram.cut());
             }
             Verdict::HandOver { owner } => self.hand_overs.push_back((owner, datagram)),
-            Verdict::Dropped(_) | Verdict::Held => {}
+            Verdict::Dropped(reason) => self.notify_of_drop(reason, datagram.bytes_mut(), now),
+            Verdict::Held => {}
         }
     }
 

@@ -22,6 +22,7 @@ mod counters;
 mod fragments;
 mod icmp_error;
 mod identification;
+mod notice;
 mod ownership;
 mod reassembly;
 mod redirect;
@@ -49,6 +50,7 @@ pub use time::Time;
 
 use clients::Clients;
 use identification::Identifications;
+use notice::Budget;
 use reassembly::Reassembler;
 
 use crate::packet::{Datagram, Endpoint, Flow, GsoType, Packet, Transport, VnetHeader};
@@ -167,6 +169,8 @@ pub struct Engine {
     outbox: VecDeque<Vec<u8>>,
     reassembler: Reassembler,
     identifications: Identifications,
+    /// For errors of its own accord.
+    budget: Budget,
     /// Whole datagrams that belong to other workers, and to which.
     hand_overs: VecDeque<(u16, Datagram)>,
     random: StdRng,
@@ -194,6 +198,7 @@ impl Engine {
             reassembler: Reassembler::new(Limits::default()),
             identifications: Identifications::new(config.worker, workers, &mut random),
             hand_overs: VecDeque::new(),
+            budget: Budget::default(),
             random,
         }
     }
@@ -225,6 +230,9 @@ impl Engine {
             Err(malformed) => Verdict::Dropped(malformed.into()),
         };
         self.counters.count(verdict, length);
+        if let Verdict::Dropped(reason) = verdict {
+            self.notify_of_drop(reason, bytes, now);
+        }
         verdict
     }
 
@@ -259,7 +267,8 @@ impl Engine {
     }
 
     /// The next packet that the engine wants to send of its own accord, with whole checksums: a reset,
-    /// or a fragment of a datagram that has been translated.
+    /// an ICMP error, or a fragment of a datagram that has been translated. The source of an error may
+    /// be unspecified, and is then to be the host's own.
     pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         self.outbox.pop_front()
     }
@@ -462,7 +471,10 @@ impl Engine {
                     .ok_or(DropReason::ProxyPortsExhausted)
             }
             Err(_) => {
-                self.alert = Some(Alert::ProxyPortsExhausted { mirror });
+                self.alert = Some(Alert::ProxyPortsExhausted {
+                    proxies: self.pool.addresses_like(mirror.address),
+                    mirror,
+                });
                 Err(DropReason::ProxyPortsExhausted)
             }
         }

@@ -18,6 +18,15 @@ use std::os::fd::BorrowedFd;
 
 use crate::packet::VnetHeader;
 
+/// A packet that couldn't leave because it is too long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooBig {
+    /// The packet, from its IP header on.
+    pub packet: Vec<u8>,
+    /// What its link takes, in bytes.
+    pub mtu: u16,
+}
+
 /// A place where packets enter and leave. One worker owns it; nothing in it is shared.
 pub trait Port {
     /// Takes the next waiting packet into `frame`. `Ok(false)`: none waits. Never blocks.
@@ -35,6 +44,12 @@ pub trait Port {
     /// # Errors
     /// The port is broken for good.
     fn transmit(&mut self, frame: &mut Frame) -> io::Result<()>;
+
+    /// A packet that was longer than its link takes, if there has been one since this was last asked:
+    /// only of a port on which the kernel doesn't tell the sender itself.
+    fn poll_too_big(&mut self) -> Option<TooBig> {
+        None
+    }
 
     /// Sends what [`Port::transmit`] has put off.
     ///

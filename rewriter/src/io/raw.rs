@@ -31,12 +31,16 @@
 //! - What a firewall drops in OUTPUT is `EPERM`. A `prohibit` route gives `EACCES`, a `blackhole`
 //!   route `EINVAL`.
 //! - It isn't routed on behalf of its source: nobody lowers its TTL, and when it is longer than the
-//!   next link's MTU, it is `EMSGSIZE`, with or without DF, and no ICMP error is sent.
+//!   next link's MTU, it is `EMSGSIZE`, with or without DF, and no ICMP error is sent. Such a packet
+//!   is handed back with the MTU ([`Port::poll_too_big`]).
 //! - An IPv6 packet needs some IPv6 address on the host that the kernel could have used as its
 //!   source, though it isn't used; else it is `EADDRNOTAVAIL`.
+//! - An IPv4 packet without a source address gets the host's own. For IPv6 we do the same here.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
@@ -44,13 +48,14 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, SockaddrLike,
-    setsockopt, socket, sockopt,
+    connect, getsockname, setsockopt, socket, sockopt,
 };
 use thiserror::Error;
 
 use super::tun::TunQueue;
-use super::{Frame, Losses, Port};
+use super::{Frame, Losses, Port, TooBig};
 use crate::packet::GsoType;
+use crate::packet::checksum::{Sum, adjust_complete};
 
 /// Packets of one version of IP that wait to be sent together.
 const BATCH: usize = 64;
@@ -87,7 +92,15 @@ pub struct RawPort {
     ipv4: Outbox<SockaddrIn>,
     /// `None`: the kernel has no IPv6, and so no such packets.
     ipv6: Option<Outbox<SockaddrIn6>>,
+    refused: Refused,
+}
+
+/// What the kernel didn't send.
+#[derive(Debug, Default)]
+struct Refused {
     losses: Losses,
+    /// At most [`BATCH`]; what comes beyond is only counted.
+    too_big: VecDeque<TooBig>,
 }
 
 impl RawPort {
@@ -109,7 +122,7 @@ impl RawPort {
             ingress,
             ipv4,
             ipv6,
-            losses: Losses::default(),
+            refused: Refused::default(),
         })
     }
 }
@@ -126,23 +139,29 @@ impl Port for RawPort {
         let header = frame.header();
         let is_complete = !header.needs_csum() && header.gso() == GsoType::None;
         let outcome = match version(frame.packet()) {
-            4 if is_complete => self.ipv4.put(frame, &mut self.losses),
+            4 if is_complete => self.ipv4.put(frame, &mut self.refused),
             6 if is_complete => match &mut self.ipv6 {
-                Some(outbox) => outbox.put(frame, &mut self.losses),
+                Some(outbox) => outbox
+                    .complete_source(frame.packet_mut())
+                    .and_then(|()| outbox.put(frame, &mut self.refused)),
                 None => Err(Errno::EAFNOSUPPORT),
             },
             _ => Err(Errno::EINVAL),
         };
         if let Err(errno) = outcome {
-            self.losses.count(errno);
+            self.refused.losses.count(errno);
         }
         Ok(())
     }
 
+    fn poll_too_big(&mut self) -> Option<TooBig> {
+        self.refused.too_big.pop_front()
+    }
+
     fn flush(&mut self) -> io::Result<()> {
-        self.ipv4.send(&mut self.losses);
+        self.ipv4.send(&mut self.refused);
         if let Some(outbox) = &mut self.ipv6 {
-            outbox.send(&mut self.losses);
+            outbox.send(&mut self.refused);
         }
         Ok(())
     }
@@ -152,7 +171,7 @@ impl Port for RawPort {
     }
 
     fn losses(&self) -> Losses {
-        self.losses
+        self.refused.losses
     }
 }
 
@@ -160,6 +179,8 @@ impl Port for RawPort {
 #[derive(Debug)]
 struct Outbox<A> {
     socket: OwnedFd,
+    family: AddressFamily,
+    mark: u32,
     /// [`BATCH`] frames; as many as there are destinations hold a packet.
     slots: Vec<Frame>,
     destinations: Vec<A>,
@@ -186,6 +207,8 @@ impl<A: Destination> Outbox<A> {
         setsockopt(&socket, sockopt::RcvBuf, &0).map_err(failed("set the receive buffer of"))?;
         Ok(Self {
             socket,
+            family,
+            mark,
             slots: (0..BATCH).map(|_| Frame::new()).collect(),
             destinations: Vec::with_capacity(BATCH),
         })
@@ -193,18 +216,18 @@ impl<A: Destination> Outbox<A> {
 
     /// Puts the packet into an empty slot, and the slot's storage into `frame`; sends all when none
     /// is empty any more.
-    fn put(&mut self, frame: &mut Frame, losses: &mut Losses) -> Result<(), Errno> {
+    fn put(&mut self, frame: &mut Frame, refused: &mut Refused) -> Result<(), Errno> {
         let destination = A::of(frame.packet()).ok_or(Errno::EINVAL)?;
         std::mem::swap(&mut self.slots[self.destinations.len()], frame);
         self.destinations.push(destination);
         if self.destinations.len() == BATCH {
-            self.send(losses);
+            self.send(refused);
         }
         Ok(())
     }
 
     /// Sends all that waits. A packet that the kernel refuses is counted, and the rest goes on.
-    fn send(&mut self, losses: &mut Losses) {
+    fn send(&mut self, refused: &mut Refused) {
         let mut done = 0;
         while done < self.destinations.len() {
             match self.send_from(done) {
@@ -213,12 +236,50 @@ impl<A: Destination> Outbox<A> {
                 // `sendmmsg` reports an error only of the first packet; it stops before a later
                 // one.
                 Err(errno) => {
-                    losses.count(errno);
+                    refused.losses.count(errno);
+                    if errno == Errno::EMSGSIZE
+                        && refused.too_big.len() < BATCH
+                        && let Ok(mtu) = self.mtu_towards(&self.destinations[done])
+                    {
+                        let packet = self.slots[done].packet().to_vec();
+                        refused.too_big.push_back(TooBig { packet, mtu });
+                    }
                     done += 1;
                 }
             }
         }
         self.destinations.clear();
+    }
+
+    /// What the link towards a destination takes, in bytes.
+    fn mtu_towards(&self, destination: &A) -> nix::Result<u16> {
+        let probe = self.connect(destination)?;
+        let mut mtu: libc::c_int = 0;
+        let mut length = size_of_val(&mtu) as libc::socklen_t;
+        let (level, name) = A::MTU;
+        #[expect(unsafe_code, reason = "an option that nix has for IPv4 only")]
+        // SAFETY: the kernel writes at most `length` bytes, an `int`, and the length itself; both
+        // live on this stack frame.
+        Errno::result(unsafe {
+            libc::getsockopt(
+                probe.as_raw_fd(),
+                level,
+                name,
+                ptr::from_mut(&mut mtu).cast(),
+                &raw mut length,
+            )
+        })?;
+        // A loopback's is 65,536.
+        Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+    }
+
+    /// A socket that the kernel has found a route for, as for our packets. It sends nothing.
+    fn connect(&self, destination: &A) -> nix::Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let probe = socket(self.family, SockType::Datagram, flags, SockProtocol::Udp)?;
+        setsockopt(&probe, sockopt::Mark, &self.mark)?;
+        connect(probe.as_raw_fd(), destination)?;
+        Ok(probe)
     }
 
     /// Sends what waits from slot `start` on, and gives the number of packets that were sent.
@@ -260,13 +321,42 @@ impl<A: Destination> Outbox<A> {
     }
 }
 
+impl Outbox<SockaddrIn6> {
+    /// Gives an ICMPv6 message without a source address the one that the host has towards its
+    /// destination. All other packets have one.
+    fn complete_source(&self, packet: &mut [u8]) -> nix::Result<()> {
+        const NEXT_HEADER: usize = 6;
+        const SOURCE: Range<usize> = 8..24;
+        const ICMP_CHECKSUM: Range<usize> = 42..44;
+        let is_ours = packet.len() >= ICMP_CHECKSUM.end
+            && packet[SOURCE] == [0; 16]
+            && packet[NEXT_HEADER] == libc::IPPROTO_ICMPV6 as u8;
+        if !is_ours {
+            return Ok(());
+        }
+        let destination = SockaddrIn6::of(packet).ok_or(Errno::EINVAL)?;
+        let own: SockaddrIn6 = getsockname(self.connect(&destination)?.as_raw_fd())?;
+        let own = own.ip().octets();
+        packet[SOURCE].copy_from_slice(&own);
+        if let Some(checksum) = packet[ICMP_CHECKSUM].first_chunk_mut() {
+            adjust_complete(checksum, Sum::of(&own));
+        }
+        Ok(())
+    }
+}
+
 /// Where a packet goes to, as a socket wants it told.
 trait Destination: SockaddrLike + Copy {
+    /// Level and name of the socket option that tells the MTU of a connected socket's route.
+    const MTU: (libc::c_int, libc::c_int);
+
     /// Reads it from the packet's IP header. `None`: the packet is shorter than such a header.
     fn of(packet: &[u8]) -> Option<Self>;
 }
 
 impl Destination for SockaddrIn {
+    const MTU: (libc::c_int, libc::c_int) = (libc::IPPROTO_IP, libc::IP_MTU);
+
     fn of(packet: &[u8]) -> Option<Self> {
         let header = packet.first_chunk::<20>()?;
         let address: &[u8; 4] = header.last_chunk()?;
@@ -275,6 +365,8 @@ impl Destination for SockaddrIn {
 }
 
 impl Destination for SockaddrIn6 {
+    const MTU: (libc::c_int, libc::c_int) = (libc::IPPROTO_IPV6, libc::IPV6_MTU);
+
     fn of(packet: &[u8]) -> Option<Self> {
         let header = packet.first_chunk::<40>()?;
         let address: &[u8; 16] = header.last_chunk()?;

@@ -12,11 +12,11 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
-use super::Packet;
 use super::checksum::{Sum, adjust_complete};
 use super::parse::{
     array_at, field, number, skip_extension_headers, transport_header_fits, u16_at,
 };
+use super::{Packet, Transport};
 
 /// Bits of the IPv4 word that holds flags and offset (RFC 791).
 mod flag {
@@ -163,6 +163,17 @@ impl Packet<'_> {
             }
         }
         .checked()
+    }
+
+    /// Whether it is a fragment other than the first, which no ICMP error is sent about (RFC 1122,
+    /// section 3.2.2).
+    pub fn is_later_fragment(&self) -> bool {
+        if self.is_v4() {
+            u16_at(self.bytes, field::ipv4::FRAGMENT) & flag::OFFSET != 0
+        } else {
+            self.transport == Transport::Fragment
+                && u16_at(self.bytes, self.transport_at + field::fragment::OFFSET) & OFFSET_V6 != 0
+        }
     }
 
     /// Whether a router may cut this packet: IPv4 without "don't fragment". Only the identification of
@@ -318,6 +329,40 @@ impl Datagram {
         headers.extend_from_slice(&self.identification.to_be_bytes());
         headers
     }
+}
+
+/// An IPv4 packet, or a fragment, in fragments of at most `mtu` bytes, as a router cuts it (RFC 791,
+/// section 3.2). Its header has been [parsed](Packet::parse); each fragment has some payload, however
+/// small `mtu` is.
+pub fn cut_v4(packet: &[u8], mtu: usize) -> Vec<Vec<u8>> {
+    let headers_length = usize::from(packet[0] & 0x0F) * 4;
+    let (headers, payload) = packet.split_at(headers_length);
+    let following = following_header_v4(headers);
+    let word = u16_at(packet, field::ipv4::FRAGMENT);
+    let room = (mtu.saturating_sub(headers_length) & !7).max(8);
+    let last = payload.len().saturating_sub(1) / room;
+    payload
+        .chunks(room)
+        .enumerate()
+        .map(|(number, piece)| {
+            let headers = if number == 0 { headers } else { &following };
+            let more = if number < last {
+                flag::MORE_FRAGMENTS
+            } else {
+                0
+            };
+            let mut fragment = [headers, piece].concat();
+            // The offset that it had itself is counted on; it stays below 2^13, as its end does.
+            let offset = (number * room / 8) as u16;
+            put(
+                &mut fragment,
+                field::ipv4::FRAGMENT,
+                (word | more).wrapping_add(offset),
+            );
+            finish(&mut fragment, headers.len());
+            fragment
+        })
+        .collect()
 }
 
 /// Whether an IPv6 fragment header says that the packet is whole (RFC 6946).

@@ -16,7 +16,7 @@ mod vnet;
 
 pub use address::{Address, Endpoint};
 pub use flow::Flow;
-pub use fragment::{BadFragment, Datagram, Fragment};
+pub use fragment::{BadFragment, Datagram, Fragment, cut_v4};
 pub use icmp_error::Quote;
 pub use parse::{Malformed, Packet, TcpSegment, Transport};
 pub use translate::{Differences, Translation};

@@ -16,6 +16,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -53,6 +54,9 @@ pub struct ProxyPool {
     addresses: Vec<Address>,
     /// The same, to be searched.
     address_set: HashSet<Address, RandomState>,
+    /// The same, to be shown.
+    v4: Arc<[IpAddr]>,
+    v6: Arc<[IpAddr]>,
     first_port: u16,
     /// How many ports this worker has at each address.
     ports: u32,
@@ -89,6 +93,8 @@ impl ProxyPool {
                 .iter()
                 .map(|address| Address::from(*address))
                 .collect(),
+            v4: of_family(addresses, IpAddr::is_ipv4),
+            v6: of_family(addresses, IpAddr::is_ipv6),
             address_set: addresses.iter().copied().map(Address::from).collect(),
             first_port: u16::try_from(first).unwrap_or(u16::MAX),
             ports: if first > end {
@@ -106,6 +112,12 @@ impl ProxyPool {
     /// Whether this is one of the proxy addresses.
     pub fn contains(&self, address: Address) -> bool {
         self.address_set.contains(&address)
+    }
+
+    /// The proxy addresses of the same family as this one.
+    pub fn addresses_like(&self, address: Address) -> Arc<[IpAddr]> {
+        let family = if address.is_v4() { &self.v4 } else { &self.v6 };
+        family.clone()
     }
 
     /// Takes a port for a connection of `client` to `mirror`; `is_taken` says which are in use.
@@ -211,6 +223,10 @@ impl ProxyPool {
             .entry((protocol, side.proxy.address, side.mirror))
             .or_default()
     }
+}
+
+fn of_family(addresses: &[IpAddr], is_of_it: fn(&IpAddr) -> bool) -> Arc<[IpAddr]> {
+    addresses.iter().copied().filter(is_of_it).collect()
 }
 
 #[cfg(test)]
