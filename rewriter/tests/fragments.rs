@@ -316,8 +316,12 @@ fn the_hop_limit_is_lowered_once() {
         assert!(sent.iter().all(|piece| piece[at] == 63));
         join(&sent);
         datagram[at] = 1;
-        assert!(world.arrive_all(&cut_at(&datagram, 6, &[8])).is_empty());
+        let told = world.arrive_all(&cut_at(&datagram, 6, &[8]));
         assert_eq!(world.dropped(DropReason::HopLimitExceeded), 1);
+        // "Time exceeded", once.
+        let (at, kind) = if client == CLIENT { (20, 11) } else { (40, 3) };
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0][at], kind);
     }
 }
 
