@@ -8,12 +8,14 @@ use scenarios::{
     assert_valid_checksums,
 };
 
-/// The flags of a matrix: one worker and two, with super-packets and without.
-const MATRIX: [&str; 4] = [
+/// The flags of a matrix: one worker and two, with super-packets, without, and by raw sockets.
+const MATRIX: [&str; 6] = [
     "--workers 1",
     "--workers 2",
     "--workers 1 --no-offload",
     "--workers 2 --no-offload",
+    "--workers 1 --egress raw",
+    "--workers 2 --egress raw",
 ];
 
 /// Service and mirror, in both families.
@@ -101,8 +103,8 @@ fn ssh_works_through_a_diversion() {
     lab.mirror1.wait_for_listener("tcp", 22);
     let (file, bytes) = million(&keys);
 
-    for workers in [1, 2] {
-        let shuntd = Shuntd::start(&lab, &format!("--workers {workers}"));
+    for flags in MATRIX {
+        let shuntd = Shuntd::start(&lab, flags);
         for ((service, mirror), site) in BOTH
             .into_iter()
             .zip(["100.100.100.100:22", "[fd00:100::100]:22"])
@@ -161,8 +163,8 @@ fn redis_works_through_a_diversion() {
     lab.mirror1.wait_for_listener("tcp", 6379);
     let (file, bytes) = million(lab.dir());
 
-    for workers in [1, 2] {
-        let shuntd = Shuntd::start(&lab, &format!("--workers {workers}"));
+    for flags in MATRIX {
+        let shuntd = Shuntd::start(&lab, flags);
         for ((service, mirror), site) in BOTH
             .into_iter()
             .zip(["100.100.100.100:6379", "[fd00:100::100]:6379"])
