@@ -5,7 +5,7 @@
 #   scripts/test.sh                  all stages
 #   scripts/test.sh STAGE…           only these, e.g.: scripts/test.sh unit scenarios
 #
-# Stages: fmt clippy build unit doc deny scripts fuzz scenarios
+# Stages: fmt clippy build unit doc deny scripts fuzz bench scenarios
 #
 # FUZZ_SECONDS   how long each fuzz target runs (60)
 # Without root, what needs it runs inside a user namespace.
@@ -15,7 +15,7 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 cd "$ROOT"
 
-STAGES=(fmt clippy build unit doc deny scripts fuzz scenarios)
+STAGES=(fmt clippy build unit doc deny scripts fuzz bench scenarios)
 CARGO_DENY=0.20.2
 CARGO_FUZZ=0.13.2
 FUZZ_SECONDS=${FUZZ_SECONDS:-60}
@@ -87,6 +87,15 @@ stage_fuzz() {
         cargo fuzz run --sanitizer none "$target" -- \
             -max_total_time="$FUZZ_SECONDS" -print_final_stats=1
     done
+}
+
+# Whether the benches still work; they measure nothing here.
+stage_bench() {
+    if ((EUID != 0)) || in_userns; then
+        say "SKIPPED: the bench needs root"
+        return
+    fi
+    scripts/bench.sh --quick
 }
 
 stage_scenarios() {
