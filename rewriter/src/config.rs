@@ -110,6 +110,11 @@ pub struct Options {
     /// Take no UDP super-packets
     #[arg(long)]
     pub no_uso: bool,
+    /// Let the kernel choose the worker that a packet comes to
+    ///
+    /// By default an eBPF program brings each packet to the worker that has its connection.
+    #[arg(long)]
+    pub no_steering: bool,
     /// Leave routes and rules alone; print the commands that set them up instead
     #[arg(long)]
     pub no_routes: bool,
@@ -286,6 +291,8 @@ pub struct Settings {
     pub offload: bool,
     /// Whether to ask for UDP super-packets.
     pub uso: bool,
+    /// Whether the kernel is to bring packets to their owners.
+    pub steering: bool,
     /// Whether to set up routes and rules.
     pub routes: bool,
     /// Whether to turn forwarding on.
@@ -408,6 +415,7 @@ impl Options {
             mark: self.mark.or(other.mark),
             no_offload: self.no_offload || other.no_offload,
             no_uso: self.no_uso || other.no_uso,
+            no_steering: self.no_steering || other.no_steering,
             no_routes: self.no_routes || other.no_routes,
             enable_forwarding: self.enable_forwarding || other.enable_forwarding,
         }
@@ -505,6 +513,7 @@ impl Options {
             mark,
             offload: !self.no_offload,
             uso: !self.no_offload && !self.no_uso,
+            steering: !self.no_steering,
             routes: !self.no_routes,
             enable_forwarding: self.enable_forwarding,
         })
@@ -573,6 +582,7 @@ mod tests {
             mark = 7
             no-offload = true
             no-uso = true
+            no-steering = true
             no-routes = true
             enable-forwarding = true
             "#,
@@ -602,7 +612,7 @@ mod tests {
         assert!(!settings.offload && !settings.uso && !settings.routes);
         // As many keys as the command line has flags, so none has been forgotten above.
         let command = Options::augment_args(clap::Command::new("shuntd"));
-        assert_eq!(command.get_arguments().count(), 23);
+        assert_eq!(command.get_arguments().count(), 24);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use rewriter::engine::{Config, HopLimit, Ownership};
 use rewriter::io::raw::RawPort;
 use rewriter::io::routes::{self, Egress, Plan, Routes};
 use rewriter::io::self_test::{self, SelfTest};
-use rewriter::io::tun::{Offload, TunDevice};
+use rewriter::io::tun::{Offload, TunDevice, steering};
 use rewriter::worker::Workers;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -236,6 +236,9 @@ fn start_workers(settings: &Settings, tun: TunDevice) -> Result<(Workers, Vec<Ex
             EgressKind::Raw => HopLimit::Lower,
         },
     };
+    if settings.steering {
+        steer(&tun, &config);
+    }
     let started = match settings.egress {
         EgressKind::Tun => Workers::start(tun.queues, &config),
         EgressKind::Raw => {
@@ -248,6 +251,23 @@ fn start_workers(settings: &Settings, tun: TunDevice) -> Result<(Workers, Vec<Ex
         }
     };
     started.context("can't start the workers")
+}
+
+/// Has packets come to the workers that own them, if the kernel can do that.
+fn steer(tun: &TunDevice, config: &Config) {
+    let Some(queue) = tun.queues.first() else {
+        return;
+    };
+    match steering::steer(queue, &config.ownership, &config.proxies) {
+        Ok(true) => {
+            info!("packets come to the workers that own them (--no-steering: as the kernel likes)")
+        }
+        Ok(false) => {}
+        Err(errno) => warn!(
+            "the kernel doesn't take a program to steer packets ({errno}): many will be handed from one \
+             worker to another, which costs some speed"
+        ),
+    }
 }
 
 async fn tidy(plane: &Plane) {

@@ -4,7 +4,7 @@ use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use scenarios::servers::{self, Nginx};
 use scenarios::{
     Background, Capture, Lab, MIRROR1, MIRROR1_6, MIRROR2, MIRROR2_6, PROXY, Protocol, SERVICE,
-    Shuntd, Way, assert_valid_checksums,
+    SERVICE6, Shuntd, Way, assert_valid_checksums,
 };
 
 /// The story that must be the same however it runs: TCP, UDP and echo over both families are
@@ -192,5 +192,30 @@ fn a_client_on_the_rewriters_own_host() {
             let visits = nginx.visits();
             assert_eq!(visits.last().expect("curl came").from.to_string(), PROXY);
         }
+    }
+}
+
+/// Packets come to the worker that has their connection, unless `--no-steering` says otherwise; either way
+/// all is answered.
+#[test]
+fn packets_are_steered_to_their_workers() {
+    let lab = Lab::with_offloads();
+    let _nginx = Nginx::start(&lab.mirror1);
+    for (flags, is_steered) in [("--workers 2", true), ("--workers 2 --no-steering", false)] {
+        let shuntd = Shuntd::start(&lab, flags);
+        for (service, mirror) in [(SERVICE, MIRROR1), (SERVICE6, MIRROR1_6)] {
+            shuntd.ctl(&format!("divert {service} {mirror}")).success();
+            let site = match service {
+                SERVICE => SERVICE.to_owned(),
+                _ => format!("[{SERVICE6}]"),
+            };
+            for _ in 0..20 {
+                let page = lab.client.run(&format!("curl -sS -m 10 -g http://{site}/"));
+                assert_eq!(page.success(), "mirror 1\n", "{flags}");
+            }
+        }
+        // Without steering, half of some 400 packets come to the wrong worker.
+        let handed_over = shuntd.counters().handed_over;
+        assert_eq!(handed_over < 20, is_steered, "{flags}: {handed_over}");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A reverse packet belongs to the worker that gave out its proxy port, and a worker only gives out
 //! ports congruent to its number. A forward packet belongs to a worker by its client's address and
-//! port; one without ports, to the same worker as its answers. Both can be computed from one packet without any table, by any worker. Fragments, most of which
-//! have no ports, first meet at a worker by what all of a datagram have in common.
+//! port; one without ports, to the same worker as its answers. Both can be computed from one packet without any table, by
+//! any worker, and by the kernel (`io/tun/steering.rs`). Fragments, most of which have no ports, first meet at a worker by what all of a datagram have in common.
 
 use crate::packet::{Address, Endpoint};
 
@@ -28,6 +28,11 @@ impl Ownership {
     /// The number of workers.
     pub fn workers(&self) -> u16 {
         self.workers
+    }
+
+    /// The key, made odd: what [`Ownership::of_client`] multiplies by.
+    pub fn key(&self) -> u64 {
+        self.key
     }
 
     /// The owner of what has no ports to go by, in either direction.

@@ -32,6 +32,8 @@
 //! Not used: `IFF_NAPI` (it hands packets to another context to be merged, which super-packets
 //! make needless) and zero-copy (TUN offers it to vhost only).
 
+pub mod steering;
+
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
