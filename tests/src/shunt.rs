@@ -262,20 +262,21 @@ pub fn binary(name: &str) -> PathBuf {
         );
         return path;
     }
-    // A test runs from TARGET/PROFILE/deps.
-    let test = std::env::current_exe().expect("this program has a path");
-    let path = test
+    // A program runs from TARGET/PROFILE, a test from TARGET/PROFILE/deps.
+    let program = std::env::current_exe().expect("this program has a path");
+    program
         .ancestors()
-        .nth(2)
-        .expect("deps lies in a profile's folder")
-        .join(name);
-    assert!(
-        path.is_file(),
-        "{} isn't there: run `cargo build -p rewriter -p control-cli`, set {variable}, or use \
-         `scripts/test.sh scenarios`",
-        path.display()
-    );
-    path
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            panic!(
+                "no {name} beside {}: run `cargo build -p rewriter -p control-cli`, set \
+                 {variable}, or use `scripts/test.sh scenarios`",
+                program.display()
+            )
+        })
 }
 
 /// The word after `flag`.
