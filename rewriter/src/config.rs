@@ -20,6 +20,9 @@ use thiserror::Error;
 use crate::engine::Timeouts;
 use crate::table::{Refusal, check_proxies};
 
+/// As long as it takes to wake a thread, and more: what comes within it is not held up.
+const USUAL_BUSY_POLL: Duration = Duration::from_micros(50);
+
 /// Options as they are given: each may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -115,6 +118,12 @@ pub struct Options {
     /// By default an eBPF program brings each packet to the worker that has its connection.
     #[arg(long)]
     pub no_steering: bool,
+    /// How long a worker with nothing to do looks for packets before it sleeps [default: 50us]
+    ///
+    /// Packets that follow each other closely are then not held up by waking it, at the price of some
+    /// processor time; off: not at all.
+    #[arg(long, value_name = "TIME|off")]
+    pub busy_poll: Option<BusyPoll>,
     /// Leave routes and rules alone; print the commands that set them up instead
     #[arg(long)]
     pub no_routes: bool,
@@ -211,20 +220,35 @@ impl FromStr for MssClamp {
     }
 }
 
-impl<'de> Deserialize<'de> for Timeout {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+/// How long a worker looks for packets before it sleeps; zero is written `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BusyPoll(pub Duration);
+
+/// Why a text is no [`BusyPoll`].
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("expected off, or a time of up to a second, such as 50us or 2ms")]
+pub struct BusyPollError;
+
+impl FromStr for BusyPoll {
+    type Err = BusyPollError;
+
+    fn from_str(text: &str) -> Result<Self, BusyPollError> {
+        if text == "off" {
+            return Ok(Self(Duration::ZERO));
+        }
+        match humantime::parse_duration(text) {
+            Ok(duration) if duration <= Duration::from_secs(1) => Ok(Self(duration)),
+            _ => Err(BusyPollError),
+        }
     }
 }
 
-/// Reads from the file what is written there as on the command line; a number needs no quotes.
-macro_rules! deserialize_from_text_or_number {
-    ($($name:ty),+) => {
+/// Reads from the file what is written there as on the command line.
+macro_rules! deserialize_from {
+    ($form:ty: $($name:ty),+) => {
         $(impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                TextOrNumber::deserialize(deserializer)?
+                <$form>::deserialize(deserializer)?
                     .to_string()
                     .parse()
                     .map_err(serde::de::Error::custom)
@@ -233,7 +257,9 @@ macro_rules! deserialize_from_text_or_number {
     };
 }
 
-deserialize_from_text_or_number!(PortRange, MssClamp);
+deserialize_from!(String: Timeout, BusyPoll);
+// A number needs no quotes.
+deserialize_from!(TextOrNumber: PortRange, MssClamp);
 
 /// A value in the file.
 #[derive(Deserialize)]
@@ -293,6 +319,8 @@ pub struct Settings {
     pub uso: bool,
     /// Whether the kernel is to bring packets to their owners.
     pub steering: bool,
+    /// How long a worker looks for packets before it sleeps.
+    pub busy_poll: Duration,
     /// Whether to set up routes and rules.
     pub routes: bool,
     /// Whether to turn forwarding on.
@@ -416,6 +444,7 @@ impl Options {
             no_offload: self.no_offload || other.no_offload,
             no_uso: self.no_uso || other.no_uso,
             no_steering: self.no_steering || other.no_steering,
+            busy_poll: self.busy_poll.or(other.busy_poll),
             no_routes: self.no_routes || other.no_routes,
             enable_forwarding: self.enable_forwarding || other.enable_forwarding,
         }
@@ -514,6 +543,9 @@ impl Options {
             offload: !self.no_offload,
             uso: !self.no_offload && !self.no_uso,
             steering: !self.no_steering,
+            busy_poll: self
+                .busy_poll
+                .map_or(USUAL_BUSY_POLL, |busy_poll| busy_poll.0),
             routes: !self.no_routes,
             enable_forwarding: self.enable_forwarding,
         })
@@ -583,6 +615,7 @@ mod tests {
             no-offload = true
             no-uso = true
             no-steering = true
+            busy-poll = "20us"
             no-routes = true
             enable-forwarding = true
             "#,
@@ -610,9 +643,10 @@ mod tests {
         assert_eq!(settings.timeouts.echo, Duration::from_secs(5));
         assert_eq!(settings.mss_clamp, Some(1400));
         assert!(!settings.offload && !settings.uso && !settings.routes);
+        assert_eq!(settings.busy_poll, Duration::from_micros(20));
         // As many keys as the command line has flags, so none has been forgotten above.
         let command = Options::augment_args(clap::Command::new("shuntd"));
-        assert_eq!(command.get_arguments().count(), 24);
+        assert_eq!(command.get_arguments().count(), 25);
     }
 
     #[test]
@@ -716,10 +750,15 @@ mod tests {
     }
 
     #[test]
-    fn timeouts_and_segment_sizes() {
+    fn times_and_segment_sizes() {
         assert_eq!("2h4m".parse(), Ok(Timeout(Duration::from_secs(7440))));
         for wrong in ["", "5", "0s", "10ms", "-1s", "soon"] {
             assert_eq!(wrong.parse::<Timeout>(), Err(TimeoutError), "{wrong}");
+        }
+        assert_eq!("off".parse(), Ok(BusyPoll(Duration::ZERO)));
+        assert_eq!("50us".parse(), Ok(BusyPoll(Duration::from_micros(50))));
+        for wrong in ["", "50", "2s", "-1us", "on"] {
+            assert_eq!(wrong.parse::<BusyPoll>(), Err(BusyPollError), "{wrong}");
         }
         assert_eq!("576".parse(), Ok(MssClamp::To(576)));
         for wrong in ["", "575", "65536", "on"] {

@@ -240,14 +240,14 @@ fn start_workers(settings: &Settings, tun: TunDevice) -> Result<(Workers, Vec<Ex
         steer(&tun, &config);
     }
     let started = match settings.egress {
-        EgressKind::Tun => Workers::start(tun.queues, &config),
+        EgressKind::Tun => Workers::start(tun.queues, &config, settings.busy_poll),
         EgressKind::Raw => {
             let ports = tun
                 .queues
                 .into_iter()
                 .map(|queue| RawPort::open(queue, settings.mark))
                 .collect::<Result<Vec<_>, _>>()?;
-            Workers::start(ports, &config)
+            Workers::start(ports, &config, settings.busy_poll)
         }
     };
     started.context("can't start the workers")

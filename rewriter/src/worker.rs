@@ -2,8 +2,8 @@
 //!
 //! Its loop reads a batch of packets, runs the engine on each where it lies, and writes it. Between
 //! batches it takes packets that other workers received but this one owns, does what the control
-//! socket asks, a slice of a redirect, and what the engine has to do by the clock. It sleeps only when
-//! there is none of that.
+//! socket asks, a slice of a redirect, and what the engine has to do by the clock. When there is none of
+//! that it looks again for a while, and then sleeps.
 
 use std::collections::VecDeque;
 use std::io;
@@ -89,13 +89,15 @@ struct Peer {
 impl Workers {
     /// Starts a thread for each port. `config` is taken for each with its own number. The returned
     /// receivers, one for each worker, say how it ended; one that is closed without a word means that
-    /// it panicked.
+    /// it panicked. A worker with nothing to do looks for packets for as long as `busy_poll` before it
+    /// sleeps.
     ///
     /// # Errors
     /// No thread or no event descriptor could be made.
     pub fn start<P: Port + Send + 'static>(
         ports: Vec<P>,
         config: &Config,
+        busy_poll: Duration,
     ) -> io::Result<(Self, Vec<oneshot::Receiver<io::Result<()>>>)> {
         let mut peers = Vec::new();
         let mut ends = Vec::new();
@@ -123,6 +125,7 @@ impl Workers {
                 engine: Engine::new(&config, clock.now()),
                 port,
                 clock,
+                busy_poll,
                 sleeper,
                 commands,
                 packets,
@@ -260,6 +263,7 @@ struct Worker<P> {
     engine: Engine,
     port: P,
     clock: Clock,
+    busy_poll: Duration,
     sleeper: Sleeper,
     commands: Receiver<Command>,
     packets: Receiver<HandedOver>,
@@ -272,6 +276,8 @@ struct Worker<P> {
 impl<P: Port> Worker<P> {
     fn run(mut self) -> io::Result<()> {
         let mut frames: [Frame; BATCH] = std::array::from_fn(|_| Frame::new());
+        // When there was last something to do.
+        let mut busy_at = self.clock.now();
         loop {
             let now = self.clock.now();
             let mut busy = self.receive_batch(&mut frames, now)?;
@@ -295,13 +301,18 @@ impl<P: Port> Worker<P> {
             self.port.flush()?;
             busy |= self.deal_with_too_big(now);
             self.log_alert(now);
-            if !busy {
+            if busy {
+                busy_at = now;
+            } else if now.since(busy_at) < self.busy_poll {
+                // Whoever is to send the next packet may be waiting for this core.
+                thread::yield_now();
+            } else {
                 self.sleep()?;
             }
         }
     }
 
-    /// Reads and handles a batch. `true`: there may be more.
+    /// Reads and handles a batch. `true`: there was something.
     fn receive_batch(&mut self, frames: &mut [Frame], now: Time) -> io::Result<bool> {
         let (mut received, mut bytes) = (0, 0);
         while received < BATCH && bytes < BATCH_BYTES {
@@ -312,7 +323,6 @@ impl<P: Port> Worker<P> {
             bytes += frame.wire().len();
             received += 1;
         }
-        let was_empty = received < BATCH && bytes < BATCH_BYTES;
         let batch = &mut frames[..received];
         if batch.len() > 1 {
             self.engine.fetch(batch.iter_mut().map(Frame::packet_mut));
@@ -320,7 +330,7 @@ impl<P: Port> Worker<P> {
         for frame in batch {
             self.handle(frame, now)?;
         }
-        Ok(!was_empty)
+        Ok(received > 0)
     }
 
     /// Handles what other workers received. `true`: there may be more.

@@ -1,5 +1,6 @@
 //! The ways to run it: workers, offloads, egress.
 
+use control_protocol::VersionResult;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use scenarios::servers::{self, Nginx};
 use scenarios::{
@@ -218,4 +219,45 @@ fn packets_are_steered_to_their_workers() {
         let handed_over = shuntd.counters().handed_over;
         assert_eq!(handed_over < 20, is_steered, "{flags}: {handed_over}");
     }
+}
+
+/// Between packets a worker looks for more for as long as `--busy-poll` says; only then it sleeps.
+#[test]
+fn busy_workers_do_not_sleep() {
+    const PINGS: u64 = 20;
+    let lab = Lab::new();
+    for (busy_poll, sleeps) in [("1s", false), ("off", true)] {
+        let shuntd = Shuntd::start(&lab, &format!("--busy-poll {busy_poll}"));
+        shuntd.ctl(&format!("divert {SERVICE} {MIRROR1}")).success();
+        let before = times_slept(&shuntd);
+        let ping = format!("ping -c {PINGS} -i 0.02 -W 5 {SERVICE}");
+        lab.client.run(&ping).success();
+        let slept = times_slept(&shuntd) - before;
+        assert_eq!(
+            slept >= PINGS,
+            sleeps,
+            "--busy-poll {busy_poll}: slept {slept} times"
+        );
+    }
+}
+
+/// How often the workers have slept.
+fn times_slept(shuntd: &Shuntd) -> u64 {
+    let pid = shuntd.ask::<VersionResult>("version").pid;
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("shuntd runs");
+    threads
+        .map(|thread| thread.expect("a thread").path())
+        .filter(|thread| {
+            let name = std::fs::read_to_string(thread.join("comm")).expect("a thread has a name");
+            name.starts_with("worker-")
+        })
+        .map(|thread| {
+            let status = std::fs::read_to_string(thread.join("status")).expect("a thread's status");
+            let switches = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+                .expect("a status counts switches");
+            switches.trim().parse::<u64>().expect("a number")
+        })
+        .sum()
 }
