@@ -99,12 +99,13 @@ stage_bench() {
 }
 
 stage_scenarios() {
-    local target first again name status=0
+    local target name status=0
     need_captures
     target=$(realpath -m "${CARGO_TARGET_DIR:-$ROOT/target}")
     cargo build --release --locked -p rewriter -p control-cli
     cargo test --locked -p scenarios --no-run
     export SHUNTD=$target/release/shuntd SHUNTCTL=$target/release/shuntctl
+    # Not local: they are needed when this stage's subshell ends.
     first=$(mktemp) again=$(mktemp)
     trap 'rm -f "$first" "$again"' EXIT
     run_scenarios 2>&1 | tee "$first" && return

@@ -113,6 +113,12 @@ pub struct Options {
     /// Take no UDP super-packets
     #[arg(long)]
     pub no_uso: bool,
+    /// Send each datagram by itself, even where the next one could go with it
+    ///
+    /// By default datagrams of one flow that come together are handed to the kernel as one super-packet,
+    /// which is cut again where the next link needs it.
+    #[arg(long)]
+    pub no_coalesce: bool,
     /// Let the kernel choose the worker that a packet comes to
     ///
     /// By default an eBPF program brings each packet to the worker that has its connection.
@@ -317,6 +323,8 @@ pub struct Settings {
     pub offload: bool,
     /// Whether to ask for UDP super-packets.
     pub uso: bool,
+    /// Whether to send datagrams that come together as one super-packet, where those are carried.
+    pub coalesce: bool,
     /// Whether the kernel is to bring packets to their owners.
     pub steering: bool,
     /// How long a worker looks for packets before it sleeps.
@@ -443,6 +451,7 @@ impl Options {
             mark: self.mark.or(other.mark),
             no_offload: self.no_offload || other.no_offload,
             no_uso: self.no_uso || other.no_uso,
+            no_coalesce: self.no_coalesce || other.no_coalesce,
             no_steering: self.no_steering || other.no_steering,
             busy_poll: self.busy_poll.or(other.busy_poll),
             no_routes: self.no_routes || other.no_routes,
@@ -542,6 +551,7 @@ impl Options {
             mark,
             offload: !self.no_offload,
             uso: !self.no_offload && !self.no_uso,
+            coalesce: !self.no_coalesce,
             steering: !self.no_steering,
             busy_poll: self
                 .busy_poll
@@ -614,6 +624,7 @@ mod tests {
             mark = 7
             no-offload = true
             no-uso = true
+            no-coalesce = true
             no-steering = true
             busy-poll = "20us"
             no-routes = true
@@ -643,10 +654,11 @@ mod tests {
         assert_eq!(settings.timeouts.echo, Duration::from_secs(5));
         assert_eq!(settings.mss_clamp, Some(1400));
         assert!(!settings.offload && !settings.uso && !settings.routes);
+        assert!(!settings.coalesce && !settings.steering);
         assert_eq!(settings.busy_poll, Duration::from_micros(20));
         // As many keys as the command line has flags, so none has been forgotten above.
         let command = Options::augment_args(clap::Command::new("shuntd"));
-        assert_eq!(command.get_arguments().count(), 25);
+        assert_eq!(command.get_arguments().count(), 26);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use rewriter::engine::{Config, HopLimit, Ownership};
 use rewriter::io::raw::RawPort;
 use rewriter::io::routes::{self, Egress, Plan, Routes};
 use rewriter::io::self_test::{self, SelfTest};
-use rewriter::io::tun::{Offload, TunDevice, steering};
+use rewriter::io::tun::{Offload, TunDevice, TunQueue, steering};
 use rewriter::worker::Workers;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -114,11 +114,14 @@ async fn serve(settings: &Settings, listener: std::os::unix::net::UnixListener) 
     let mut terminate = signal(SignalKind::terminate()).context("can't wait for SIGTERM")?;
 
     let wanted = tested_offload(settings);
-    let tun = TunDevice::open(&settings.tun, settings.workers.into(), wanted)?;
+    let mut tun = TunDevice::open(&settings.tun, settings.workers.into(), wanted)?;
     if let Some(refused) = tun.granted.refused {
         warn!("{refused}");
     }
     let offload = tun.granted.offload;
+    if offload.uso && settings.coalesce {
+        tun.queues.iter_mut().for_each(TunQueue::coalesce);
+    }
     let name = tun.name.clone();
     let routing = set_up_routing(settings, &name).await?;
     let about = VersionResult {

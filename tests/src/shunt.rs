@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use control_protocol::{ConnectionInfo, Counters, DiversionInfo, ListResult, StatsResult};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
 use crate::lab::{Host, Lab};
@@ -154,6 +155,11 @@ impl<'lab> Shuntd<'lab> {
     #[track_caller]
     pub fn diversions(&self) -> Vec<DiversionInfo> {
         self.ask::<ListResult>("list").diversions
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        self.program.as_ref().expect("it runs").pid()
     }
 
     /// Where it listens.

@@ -1,11 +1,13 @@
 //! The ways to run it: workers, offloads, egress.
 
-use control_protocol::VersionResult;
+use std::net::SocketAddr;
+
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use scenarios::servers::{self, Nginx};
 use scenarios::{
     Background, Capture, Lab, MIRROR1, MIRROR1_6, MIRROR2, MIRROR2_6, PROXY, Protocol, SERVICE,
-    SERVICE6, Shuntd, Way, assert_valid_checksums,
+    SERVICE6, Shuntd, Way, assert_valid_checksums, wait_until,
 };
 
 /// The story that must be the same however it runs: TCP, UDP and echo over both families are
@@ -221,6 +223,66 @@ fn packets_are_steered_to_their_workers() {
     }
 }
 
+/// Datagrams of one flow that come together leave the TUN as one super-packet, unless
+/// `--no-coalesce` says otherwise, and arrive as they were sent.
+#[test]
+fn datagrams_that_come_together_leave_together() {
+    const COUNT: usize = 100;
+    for (family, service, mirror) in [("ip", SERVICE, MIRROR1), ("ip6", SERVICE6, MIRROR1_6)] {
+        for (flags, together) in [("", true), ("--no-coalesce", false)] {
+            let lab = Lab::new();
+            let shuntd = Shuntd::start(&lab, flags);
+            shuntd.ctl(&format!("divert {service} {mirror}")).success();
+            let to = SocketAddr::new(service.parse().expect("an address"), 9).to_string();
+            let from = if family == "ip" {
+                "0.0.0.0:0"
+            } else {
+                "[::]:0"
+            };
+            let filter = format!("{family} and udp port 9");
+            let leaving = Capture::of_super_packets(
+                &lab.rewriter,
+                "shunt0",
+                Way::In,
+                &format!("{filter} and greater 1600"),
+            );
+            let arriving = Capture::start(&lab.mirror1, "eth0", Way::In, &filter);
+            let client_sees = Capture::start(&lab.client, "eth0", Way::Out, &filter);
+            let sender = lab.client.udp(from, &to);
+
+            let pid = shuntd.pid();
+            kill(pid, Signal::SIGSTOP).expect("shuntd runs");
+            wait_until("its workers have stopped", || {
+                let mut states =
+                    threads_of_workers(&shuntd).map(|status| line_of(&status, "State:"));
+                states.all(|state| state.starts_with('T')).then_some(())
+            });
+            let payload = |number: usize| vec![number as u8; 500];
+            for number in 0..COUNT {
+                sender.send(&payload(number)).expect("it is sent");
+            }
+            client_sees.wait_for(COUNT);
+            kill(pid, Signal::SIGCONT).expect("shuntd runs");
+
+            let arrived = arriving.wait_for(COUNT);
+            assert_valid_checksums(&arrived);
+            for (number, packet) in arrived.iter().enumerate() {
+                assert_eq!(
+                    packet.payload(),
+                    payload(number),
+                    "{flags}: datagram {number}"
+                );
+            }
+            let count = leaving.finish().len();
+            assert_eq!(
+                count > 0,
+                together,
+                "{family} {flags}: {count} super-packets"
+            );
+        }
+    }
+}
+
 /// Between packets a worker looks for more for as long as `--busy-poll` says; only then it sleeps.
 #[test]
 fn busy_workers_do_not_sleep() {
@@ -243,21 +305,24 @@ fn busy_workers_do_not_sleep() {
 
 /// How often the workers have slept.
 fn times_slept(shuntd: &Shuntd) -> u64 {
-    let pid = shuntd.ask::<VersionResult>("version").pid;
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("shuntd runs");
-    threads
-        .map(|thread| thread.expect("a thread").path())
-        .filter(|thread| {
-            let name = std::fs::read_to_string(thread.join("comm")).expect("a thread has a name");
-            name.starts_with("worker-")
-        })
-        .map(|thread| {
-            let status = std::fs::read_to_string(thread.join("status")).expect("a thread's status");
-            let switches = status
-                .lines()
-                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
-                .expect("a status counts switches");
-            switches.trim().parse::<u64>().expect("a number")
-        })
+    threads_of_workers(shuntd)
+        .map(|status| line_of(&status, "voluntary_ctxt_switches:"))
+        .map(|switches| switches.parse::<u64>().expect("a number"))
         .sum()
+}
+
+/// The workers' threads, as the kernel describes them (proc(5), `/proc/pid/status`).
+fn threads_of_workers(shuntd: &Shuntd) -> impl Iterator<Item = String> {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", shuntd.pid())).expect("it runs");
+    threads
+        .map(|thread| {
+            let status = thread.expect("a thread").path().join("status");
+            std::fs::read_to_string(status).expect("a thread's status")
+        })
+        .filter(|status| line_of(status, "Name:").starts_with("worker-"))
+}
+
+fn line_of(status: &str, key: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    line.expect("a status has this line").trim().to_owned()
 }

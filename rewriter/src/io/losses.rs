@@ -5,8 +5,8 @@ use nix::errno::Errno;
 use super::Losses;
 
 impl Losses {
-    /// Counts one packet that the kernel refused with `errno`.
-    pub(super) fn count(&mut self, errno: Errno) {
+    /// Counts `packets` that the kernel refused with `errno`.
+    pub(super) fn count(&mut self, packets: u64, errno: Errno) {
         let counter = match errno {
             Errno::EINVAL => &mut self.refused,
             Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN => &mut self.no_room,
@@ -16,7 +16,7 @@ impl Losses {
             Errno::EPERM | Errno::EACCES => &mut self.forbidden,
             _ => &mut self.other,
         };
-        *counter += 1;
+        *counter += packets;
     }
 }
 
@@ -41,7 +41,7 @@ mod tests {
             Errno::EACCES,
             Errno::EADDRNOTAVAIL,
         ] {
-            losses.count(errno);
+            losses.count(1, errno);
         }
         assert_eq!(
             losses,

@@ -149,6 +149,13 @@ impl Frame {
         self.len = VnetHeader::LEN + len;
     }
 
+    /// Adds `bytes` to the packet's end; cut off at [`Frame::MAX_PACKET`].
+    pub fn extend(&mut self, bytes: &[u8]) {
+        let len = bytes.len().min(self.storage.len() - self.len);
+        self.storage[self.len..self.len + len].copy_from_slice(&bytes[..len]);
+        self.len += len;
+    }
+
     /// Replaces header and packet by what [`Frame::wire`] gave for another frame; cut off at the
     /// length of the storage.
     pub fn fill_wire(&mut self, wire: &[u8]) {

@@ -149,7 +149,7 @@ impl Port for RawPort {
             _ => Err(Errno::EINVAL),
         };
         if let Err(errno) = outcome {
-            self.refused.losses.count(errno);
+            self.refused.losses.count(1, errno);
         }
         Ok(())
     }
@@ -236,7 +236,7 @@ impl<A: Destination> Outbox<A> {
                 // `sendmmsg` reports an error only of the first packet; it stops before a later
                 // one.
                 Err(errno) => {
-                    refused.losses.count(errno);
+                    refused.losses.count(1, errno);
                     if errno == Errno::EMSGSIZE
                         && refused.too_big.len() < BATCH
                         && let Ok(mtu) = self.mtu_towards(&self.destinations[done])

@@ -29,9 +29,13 @@
 //! So a link that is down costs no time, and one that was deleted ends the worker with an error at
 //! the next [`Port::receive`] or [`Port::transmit`].
 //!
+//! Where the device carries UDP super-packets, small datagrams that follow each other are written as
+//! one ([`coalescer`]).
+//!
 //! Not used: `IFF_NAPI` (it hands packets to another context to be merged, which super-packets
 //! make needless) and zero-copy (TUN offers it to vhost only).
 
+pub mod coalescer;
 pub mod steering;
 
 use std::fmt;
@@ -46,6 +50,7 @@ use nix::net::if_::if_nametoindex;
 use nix::unistd;
 use thiserror::Error;
 
+use self::coalescer::Coalescer;
 use super::{Frame, Losses, Port};
 use crate::packet::VnetHeader;
 
@@ -257,9 +262,16 @@ impl TunDevice {
 pub struct TunQueue {
     fd: OwnedFd,
     losses: Losses,
+    coalescer: Option<Coalescer>,
 }
 
 impl TunQueue {
+    /// From now on writes datagrams that follow each other as super-packets. Only for a device that
+    /// carries those ([`Offload::uso`]).
+    pub fn coalesce(&mut self) {
+        self.coalescer = Some(Coalescer::default());
+    }
+
     /// Creates a device and its first queue; gives the device's real name too.
     fn create(name: &str) -> Result<(Self, String), TunError> {
         Self::attach(name, libc::IFF_TUN_EXCL)
@@ -292,6 +304,7 @@ impl TunQueue {
             Self {
                 fd,
                 losses: Losses::default(),
+                coalescer: None,
             },
             real_name,
         ))
@@ -326,30 +339,28 @@ impl Port for TunQueue {
         }
     }
 
-    /// One `write`. Of the header's flags only [`VnetHeader::NEEDS_CSUM`] is kept: the others are
-    /// what the kernel says of a received packet, and some of them it doesn't take back.
+    /// One `write`, unless the packet is a datagram to be coalesced. Of the header's flags only
+    /// [`VnetHeader::NEEDS_CSUM`] is kept: the others are what the kernel says of a received packet,
+    /// and some of them it doesn't take back.
     fn transmit(&mut self, frame: &mut Frame) -> io::Result<()> {
         let mut header = frame.header();
         header.flags &= VnetHeader::NEEDS_CSUM;
         frame.set_header(&header);
-        loop {
-            match unistd::write(&self.fd, frame.wire()) {
-                Ok(_) => return Ok(()),
-                Err(Errno::EINTR) => {}
-                Err(errno @ (Errno::EBADFD | Errno::EBADF | Errno::ENODEV | Errno::ENXIO)) => {
-                    return Err(errno.into());
-                }
-                Err(errno) => {
-                    self.losses.count(errno);
-                    return Ok(());
-                }
-            }
+        let (fd, losses) = (&self.fd, &mut self.losses);
+        let mut write = |frame: &Frame, packets| write(fd, frame, packets, losses);
+        match &mut self.coalescer {
+            Some(coalescer) => coalescer.transmit(frame, write),
+            None => write(frame, 1),
         }
     }
 
-    /// Nothing: [`Port::transmit`] puts nothing off.
+    /// Writes the datagrams that [`Port::transmit`] has put off.
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        let (fd, losses) = (&self.fd, &mut self.losses);
+        match &mut self.coalescer {
+            Some(coalescer) => coalescer.flush(|frame, packets| write(fd, frame, packets, losses)),
+            None => Ok(()),
+        }
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
@@ -358,6 +369,26 @@ impl Port for TunQueue {
 
     fn losses(&self) -> Losses {
         self.losses
+    }
+}
+
+/// Writes `frame`, which is so many packets; a refusal is counted.
+///
+/// # Errors
+/// The device is gone.
+fn write(fd: &OwnedFd, frame: &Frame, packets: usize, losses: &mut Losses) -> io::Result<()> {
+    loop {
+        match unistd::write(fd, frame.wire()) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno @ (Errno::EBADFD | Errno::EBADF | Errno::ENODEV | Errno::ENXIO)) => {
+                return Err(errno.into());
+            }
+            Err(errno) => {
+                losses.count(packets as u64, errno);
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -51,6 +51,12 @@ impl Sum {
         Self(total + u16::from(carry))
     }
 
+    /// Whether it is zero, of which one's complement has two: the sum of all that a checksum covers,
+    /// the checksum included, when that is right (RFC 1071, section 1).
+    pub fn is_zero(self) -> bool {
+        self.0 == 0 || self.0 == 0xFFFF
+    }
+
     /// What added to `self` gives zero.
     pub fn negated(self) -> Self {
         Self(!self.0)

@@ -106,7 +106,7 @@ impl TrafficCount {
 
 /// One connection.
 ///
-/// In the order that is written, so that [`Connection::touch`] can know its way about.
+/// In the order that is written, so that `Connection::touch` can know its way about.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Connection {
