@@ -14,6 +14,11 @@ use crate::workload::{ECHO_PORT, HTTP_PORT, IPERF_PORT};
 /// The TCP ports that a proxy must listen at.
 const PORTS: [u16; 3] = [HTTP_PORT, IPERF_PORT, ECHO_PORT];
 
+/// The address that what goes to the server comes from has a neighbour: 100,000 flows are more than one
+/// address has ports.
+const SECOND_PROXY: &str = "10.10.10.11";
+const SECOND_PROXY6: &str = "fd00:10::11";
+
 /// A way from the client to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum System {
@@ -104,12 +109,16 @@ impl System {
                 Proxy::start(lab, &line)
             }
             Self::Shunt | Self::ShuntNoOffload => {
-                let flags = if self == Self::Shunt {
+                let more = if self == Self::Shunt {
                     ""
                 } else {
                     "--no-offload"
                 };
-                let shuntd = Shuntd::start(lab, flags);
+                let proxies = [PROXY, SECOND_PROXY, PROXY6, SECOND_PROXY6];
+                let shuntd = Shuntd::start(
+                    lab,
+                    &format!("--proxy {} {more}", proxies.join(" --proxy ")),
+                );
                 for (service, mirror) in [(SERVICE, MIRROR1), (SERVICE6, MIRROR1_6)] {
                     shuntd.ctl(&format!("divert {service} {mirror}")).success();
                 }
@@ -200,8 +209,8 @@ fn nftables() -> String {
             }}
             chain postrouting {{
                 type nat hook postrouting priority srcnat;
-                ip daddr {MIRROR1} snat ip to {PROXY}
-                ip6 daddr {MIRROR1_6} snat ip6 to {PROXY6}
+                ip daddr {MIRROR1} snat ip to {PROXY}-{SECOND_PROXY}
+                ip6 daddr {MIRROR1_6} snat ip6 to {PROXY6}-{SECOND_PROXY6}
             }}
         }}"
     )
