@@ -105,11 +105,11 @@ impl Load {
         for number in 0..self.diversions.min(DIVERSIONS_IN_USE) {
             self.engine
                 .divert(diversion(number, mirror(number, network)));
-            let mut sweep = Sweep::new(Redirect {
-                diversion: DiversionId(number),
-                tcp: TcpMove::Rewrite,
-                from_mirror: None,
-            });
+            let mut sweep = Sweep::new(Redirect::new(
+                u64::from(number),
+                DiversionId(number),
+                TcpMove::Rewrite,
+            ));
             loop {
                 let began = Instant::now();
                 let outcome = self.engine.sweep(&mut sweep, slice, self.now);

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use control_protocol::{
-    ClientPrefix, ConnectionsQuery, DEFAULT_SOCKET, Divert, Mirror, MirrorAddress, Redirect,
-    Restore, Service, TcpMove,
+    ClientPrefix, ConnectionsQuery, DEFAULT_SOCKET, Divert, Fallback, MAX_WITHIN_MS, Mirror,
+    MirrorAddress, Redirect, RedirectsQuery, Release, Restore, Service, Splice, TcpMove,
 };
 
 /// Puts the options of all subcommands behind those of one.
@@ -95,8 +95,17 @@ pub enum Command {
     ///
     /// Sets the diversion as `divert` does, and moves the existing connections that it governs to
     /// the new mirrors. Those that are on one of the new mirrors already stay there.
+    ///
+    /// UDP and echo move at once. An established TCP connection is spliced: when its server has
+    /// answered and the client asks for something else, or nothing has happened for a while, Shunt
+    /// connects to the new mirror and joins that connection to the client's, which doesn't notice. The
+    /// command waits until that has been done for every connection, or can't be, and then says what has
+    /// become of them.
     #[command(after_help = VALUES)]
     Redirect(RedirectArguments),
+
+    /// Show what has become of the latest redirects, or have one wait no longer
+    Redirects(RedirectsArguments),
 
     /// Remove a diversion; existing connections stay on their mirror until they end
     ///
@@ -164,14 +173,16 @@ pub struct RedirectArguments {
 
     /// What becomes of established TCP connections
     ///
-    /// reset: end them on both sides, so that the client connects anew and reaches the new mirror.
+    /// splice: go on at the new mirror, unnoticed, as soon as that can be done. reset: end them on both sides, so that the client connects anew and reaches the new mirror.
     /// rewrite: send their packets to the new mirror from now on; right only when it knows the
     /// connection already, as one of a pair that shares its state does.
     #[arg(
         long,
         value_name = "HOW",
         default_value_t,
-        value_parser = PossibleValuesParser::new([TcpMove::Rewrite.as_str(), TcpMove::Reset.as_str()])
+        value_parser = PossibleValuesParser::new([
+            TcpMove::Splice.as_str(), TcpMove::Rewrite.as_str(), TcpMove::Reset.as_str()
+        ])
             .try_map(|word| word.parse::<TcpMove>()),
     )]
     tcp: TcpMove,
@@ -179,6 +190,110 @@ pub struct RedirectArguments {
     /// Only the connections that are on this mirror now, IP or IP:PORT
     #[arg(long, value_name = "MIRROR")]
     from_mirror: Option<MirrorAddress>,
+
+    #[command(flatten)]
+    splice: SpliceArguments,
+
+    /// Don't wait for connections to be spliced; `redirects` tells what becomes of them
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// How connections are spliced.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Splicing")]
+struct SpliceArguments {
+    /// How long to wait until connections can be spliced
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = milliseconds)]
+    within: u64,
+
+    /// Splice a connection on which nothing has happened for this long, or never
+    ///
+    /// Otherwise it is spliced when the client next sends something. A server that takes longer than
+    /// this over an answer it has begun would be cut off.
+    #[arg(long, value_name = "TIME|never", default_value = "5s", value_parser = quiet)]
+    quiet: Quiet,
+
+    /// What becomes of connections that couldn't be spliced in time
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value_t,
+        value_parser = PossibleValuesParser::new([Fallback::Leave.as_str(), Fallback::Reset.as_str()])
+            .try_map(|word| word.parse::<Fallback>()),
+    )]
+    then: Fallback,
+
+    /// What becomes of connections that can't be spliced: TLS, SSH, WebSockets and others
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value_t,
+        value_parser = PossibleValuesParser::new([Fallback::Leave.as_str(), Fallback::Reset.as_str()])
+            .try_map(|word| word.parse::<Fallback>()),
+    )]
+    otherwise: Fallback,
+
+    /// How the old mirror's side is ended
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value_t,
+        value_parser = PossibleValuesParser::new([Release::Fin.as_str(), Release::Rst.as_str()])
+            .try_map(|word| word.parse::<Release>()),
+    )]
+    release: Release,
+
+    /// Splice connections whatever they are used for
+    #[arg(long)]
+    force: bool,
+
+    /// The old mirror is dead: wait for nothing, and reset at once what can't be spliced
+    #[arg(long)]
+    now: bool,
+}
+
+/// A time in milliseconds; none: never.
+#[derive(Debug, Clone, Copy)]
+struct Quiet(Option<u64>);
+
+fn quiet(text: &str) -> Result<Quiet, String> {
+    if text == "never" {
+        return Ok(Quiet(None));
+    }
+    milliseconds(text)
+        .map(|time| Quiet(Some(time)))
+        .map_err(|error| format!("{error}, or never"))
+}
+
+fn milliseconds(text: &str) -> Result<u64, String> {
+    let wrong = "expected a time of at most a day, such as 500ms, 30s or 5m";
+    let time = humantime::parse_duration(text).map_err(|_| wrong)?;
+    u64::try_from(time.as_millis())
+        .ok()
+        .filter(|time| *time <= MAX_WITHIN_MS)
+        .ok_or_else(|| wrong.to_owned())
+}
+
+/// What `redirects` takes.
+#[derive(Debug, Args)]
+pub struct RedirectsArguments {
+    /// Only this redirect, by its number
+    id: Option<u64>,
+
+    /// Have the connections of this redirect that still wait stay where they are
+    #[arg(long, requires = "id")]
+    cancel: bool,
+}
+
+impl RedirectsArguments {
+    /// The request that the arguments stand for.
+    pub fn request(&self) -> RedirectsQuery {
+        RedirectsQuery {
+            id: self.id,
+            cancel: self.cancel,
+        }
+    }
 }
 
 impl RedirectArguments {
@@ -189,6 +304,15 @@ impl RedirectArguments {
             mirrors: self.mirrors.clone(),
             from: self.from,
             tcp: self.tcp,
+            splice: Splice {
+                within_ms: self.splice.within,
+                quiet_ms: self.splice.quiet.0,
+                then: self.splice.then,
+                otherwise: self.splice.otherwise,
+                release: self.splice.release,
+                force: self.splice.force,
+                now: self.splice.now,
+            },
             from_mirror: self.from_mirror,
         }
     }

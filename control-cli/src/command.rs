@@ -1,14 +1,19 @@
 //! The commands: each asks the daemon, and hands the result to its report.
 
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
+use std::thread;
+use std::time::Duration;
 
-use control_protocol::{Call, Client, List, Stats, Version};
+use control_protocol::{Call, Client, List, Outcome, RedirectsQuery, Stats, Version};
 use serde::Serialize;
 
 use crate::args::{Arguments, Command};
 use crate::output::{Format, Output};
 use crate::problem::Problem;
 use crate::report;
+
+/// How often the daemon is asked whether connections still wait.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Does what the command line says.
 ///
@@ -25,10 +30,15 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
         }
         Command::Redirect(given) => {
             let request = given.request();
-            show(&mut client, request.clone(), output, |output, result| {
+            let mut result = client.call(request.clone())?;
+            if !given.no_wait {
+                result.outcome = wait_for_splices(&mut client, result.id, result.outcome)?;
+            }
+            print(output, &result, |output, result| {
                 report::redirect(output, &request, result)
             })
         }
+        Command::Redirects(given) => show(&mut client, given.request(), output, report::redirects),
         Command::Restore(given) => {
             let request = given.request();
             show(&mut client, request.clone(), output, |output, result| {
@@ -57,20 +67,63 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
     }
 }
 
+/// Waits until no connection waits to be spliced any more, and tells a person how many still do.
+fn wait_for_splices(
+    client: &mut Client,
+    id: u64,
+    mut outcome: Outcome,
+) -> Result<Outcome, Problem> {
+    let mut stderr = io::stderr();
+    let for_people = stderr.is_terminal();
+    let query = RedirectsQuery {
+        id: Some(id),
+        cancel: false,
+    };
+    while outcome.waiting > 0 {
+        if for_people {
+            let line = format!(
+                "\r{} moved, {} waiting (Ctrl-C leaves them waiting: shuntctl redirects {id}) ",
+                outcome.moved, outcome.waiting
+            );
+            // Whoever can't be told how it goes may still want to know how it ends.
+            let _ = stderr.write_all(line.as_bytes());
+        }
+        thread::sleep(POLL_INTERVAL);
+        let result = client.call(query)?;
+        let Some(redirect) = result.redirects.into_iter().next() else {
+            break;
+        };
+        outcome = redirect.outcome;
+        if for_people && outcome.waiting == 0 {
+            let _ = stderr.write_all(b"\r\x1b[K");
+        }
+    }
+    Ok(outcome)
+}
+
 /// Asks the daemon once, and shows the result: with `--json` as it is, otherwise by `report`.
 fn show<W: Write, C: Call>(
     client: &mut Client,
     request: C,
     output: &mut Output<W>,
-    report: impl FnOnce(&mut Output<W>, &C::Result) -> std::io::Result<()>,
+    report: impl FnOnce(&mut Output<W>, &C::Result) -> io::Result<()>,
 ) -> Result<(), Problem>
 where
     C::Result: Serialize,
 {
     let result = client.call(request)?;
+    print(output, &result, report)
+}
+
+/// Shows a result.
+fn print<W: Write, R: Serialize>(
+    output: &mut Output<W>,
+    result: &R,
+    report: impl FnOnce(&mut Output<W>, &R) -> io::Result<()>,
+) -> Result<(), Problem> {
     let shown = match output.format() {
-        Format::Json => output.json(&result),
-        Format::Plain | Format::Terminal { .. } => report(output, &result),
+        Format::Json => output.json(result),
+        Format::Plain | Format::Terminal { .. } => report(output, result),
     };
     shown.map_err(Problem::Output)
 }

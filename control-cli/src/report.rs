@@ -7,8 +7,8 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use control_protocol::{
-    ConnectionInfo, Counters, Divert, DivertResult, ListResult, Mirror, MirrorAddress, Redirect,
-    RedirectResult, Restore, RestoreResult, StatsResult, VersionResult,
+    ConnectionInfo, Counters, Divert, DivertResult, ListResult, Mirror, MirrorAddress, Outcome,
+    Redirect, RedirectResult, RedirectsResult, Restore, RestoreResult, StatsResult, VersionResult,
 };
 
 use crate::output::{Format, Output};
@@ -47,32 +47,98 @@ pub fn redirect<W: Write>(
 ) -> io::Result<()> {
     let RedirectResult {
         replaced,
-        moved,
-        reset,
-        kept,
-    } = *result;
+        id,
+        outcome,
+    } = result;
     if !output.for_people() {
-        return fields(
-            output,
-            &[
-                ("replaced", &replaced),
-                ("moved", &moved),
-                ("reset", &reset),
-                ("kept", &kept),
-            ],
-        );
+        fields(output, &[("replaced", replaced), ("id", id)])?;
+        for (name, count) in named(outcome) {
+            writeln!(output, "{name}\t{count}")?;
+        }
+        return Ok(());
     }
-    let target = target(&request.mirrors, replaced);
+    let target = target(&request.mirrors, *replaced);
     writeln!(
         output,
         "{}{}: {target}",
         request.service,
         clients(request.from)
     )?;
-    writeln!(
-        output,
-        "existing connections: {moved} moved, {reset} reset, {kept} kept where they were"
-    )
+    writeln!(output, "existing connections:")?;
+    for (name, count) in named(outcome) {
+        let is_usual = ["moved", "reset", "kept"].contains(&&*name);
+        if is_usual || count > 0 {
+            writeln!(output, "  {name:<24} {count:>10}")?;
+        }
+    }
+    if outcome.waiting > 0 {
+        writeln!(output, "see what becomes of them: shuntctl redirects {id}")?;
+    }
+    Ok(())
+}
+
+/// The parts of an outcome by their names, those that can't be spliced by the reason as well.
+fn named(outcome: &Outcome) -> Vec<(String, u64)> {
+    let Outcome {
+        moved,
+        waiting,
+        left,
+        reset,
+        kept,
+        refused,
+    } = outcome;
+    let mut named: Vec<(String, u64)> = [
+        ("moved", moved),
+        ("waiting", waiting),
+        ("left", left),
+        ("reset", reset),
+        ("kept", kept),
+    ]
+    .map(|(name, count)| (name.to_owned(), *count))
+    .into();
+    named.extend(
+        refused
+            .iter()
+            .map(|(reason, count)| (format!("refused ({reason})"), *count)),
+    );
+    named
+}
+
+/// Shows the latest redirects, one line each.
+///
+/// # Errors
+/// The writer's.
+pub fn redirects<W: Write>(output: &mut Output<W>, result: &RedirectsResult) -> io::Result<()> {
+    let rows: Vec<_> = result
+        .redirects
+        .iter()
+        .map(|redirect| {
+            let outcome = &redirect.outcome;
+            let refused: Vec<String> = outcome
+                .refused
+                .iter()
+                .map(|(reason, count)| format!("{count} {reason}"))
+                .collect();
+            vec![
+                Cell::text(redirect.id),
+                Cell::text(redirect.service),
+                Cell::Count(redirect.age_seconds),
+                Cell::Count(outcome.moved),
+                Cell::Count(outcome.waiting),
+                Cell::Count(outcome.left),
+                Cell::Count(outcome.reset),
+                Cell::Count(outcome.kept),
+                Cell::optional((!refused.is_empty()).then(|| refused.join(", "))),
+            ]
+        })
+        .collect();
+    if rows.is_empty() && output.for_people() {
+        return writeln!(output, "no redirects");
+    }
+    Table::new([
+        "ID", "SERVICE", "SECONDS", "MOVED", "WAITING", "LEFT", "RESET", "KEPT", "REFUSED",
+    ])
+    .rows(output, &rows)
 }
 
 /// Shows what became of a `restore`.
@@ -351,7 +417,8 @@ mod tests {
                 .map(|text| text.parse().expect(text))
                 .into(),
             from: Some("10.0.0.0/8".parse().expect("a prefix")),
-            tcp: control_protocol::TcpMove::Reset,
+            tcp: control_protocol::TcpMove::Splice,
+            splice: control_protocol::Splice::default(),
             from_mirror: None,
         }
     }
@@ -380,15 +447,27 @@ mod tests {
 
         let result = RedirectResult {
             replaced: true,
-            moved: 12,
-            reset: 3,
-            kept: 1,
+            id: 7,
+            outcome: Outcome {
+                moved: 12,
+                waiting: 2,
+                reset: 3,
+                kept: 1,
+                refused: [("tls".to_owned(), 4)].into(),
+                ..Outcome::default()
+            },
         };
         assert_eq!(
             written(TERMINAL, |output| redirect(output, &request(), &result)),
             "10.1.0.1:80/tcp from 10.0.0.0/8: new connections go to 10.2.0.2:80, 10.2.0.3:80*3, in \
              place of the earlier mirrors\n\
-             existing connections: 12 moved, 3 reset, 1 kept where they were\n"
+             existing connections:\n  \
+               moved                            12\n  \
+               waiting                           2\n  \
+               reset                             3\n  \
+               kept                              1\n  \
+               refused (tls)                     4\n\
+             see what becomes of them: shuntctl redirects 7\n"
         );
         assert_eq!(
             written(Format::Plain, |output| redirect(
@@ -396,7 +475,8 @@ mod tests {
                 &request(),
                 &result
             )),
-            "replaced\ttrue\nmoved\t12\nreset\t3\nkept\t1\n"
+            "replaced\ttrue\nid\t7\nmoved\t12\nwaiting\t2\nleft\t0\nreset\t3\nkept\t1\n\
+             refused (tls)\t4\n"
         );
 
         let restore_request = Restore { service, from };

@@ -113,10 +113,11 @@ fn a_divert_is_asked_for_as_it_was_typed() {
 }
 
 #[test]
-fn a_redirect_resets_unless_told_otherwise() {
+fn a_redirect_splices_unless_told_otherwise() {
     for (arguments, tcp) in [
-        (&[][..], TcpMove::Reset),
+        (&[][..], TcpMove::Splice),
         (&["--tcp", "rewrite"], TcpMove::Rewrite),
+        (&["--tcp", "reset"], TcpMove::Reset),
     ] {
         let refusal = Answer::error(Some(1), ErrorCode::Refused, "not now");
         let daemon = Daemon::answering(vec![refusal]);
@@ -327,7 +328,7 @@ fn a_wrong_command_line_is_explained_before_anybody_is_asked() {
             "write 10.0.0.0/8",
         ),
         (
-            &["redirect", "10.1.0.1", "10.2.0.2", "--tcp", "splice"],
+            &["redirect", "10.1.0.1", "10.2.0.2", "--tcp", "move"],
             "[possible values: ",
         ),
         (&["restart"], "unrecognized subcommand"),

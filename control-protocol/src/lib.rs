@@ -50,15 +50,16 @@ pub use answer::{Answer, ErrorCode, Failure};
 pub use client::{Client, ClientError, DEFAULT_TIMEOUT, ProtocolViolation};
 pub use line::{MAX_ANSWER_LINE, MAX_LINE, MAX_MESSAGE, PROTOCOL_VERSION};
 pub use method::{
-    Call, ConnectionsQuery, Cursor, Divert, List, MAX_PAGE, Method, Redirect, Restore, Stats,
+    Call, ConnectionsQuery, Cursor, DEFAULT_QUIET_MS, DEFAULT_WITHIN_MS, Divert, Fallback, List,
+    MAX_PAGE, MAX_WITHIN_MS, Method, Redirect, RedirectsQuery, Release, Restore, Splice, Stats,
     TcpMove, Version,
 };
 pub use prefix::ClientPrefix;
 pub use request::{Request, read_request};
 pub use results::{
     ConnectionInfo, ConnectionState, ConnectionsResult, Counters, DiversionInfo, DiversionState,
-    DivertResult, ListResult, MirrorInfo, RedirectResult, RestoreResult, StatsResult, Traffic,
-    VersionResult,
+    DivertResult, ListResult, MirrorInfo, Outcome, RedirectInfo, RedirectResult, RedirectsResult,
+    RestoreResult, StatsResult, Traffic, VersionResult,
 };
 pub use text::TextError;
 

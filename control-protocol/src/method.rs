@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::address::{Mirror, MirrorAddress, Service};
 use crate::prefix::ClientPrefix;
 use crate::results::{
-    ConnectionsResult, DivertResult, ListResult, RedirectResult, RestoreResult, StatsResult,
-    VersionResult,
+    ConnectionsResult, DivertResult, ListResult, RedirectResult, RedirectsResult, RestoreResult,
+    StatsResult, VersionResult,
 };
 use crate::text::{TextError, digits, excerpt, json_as_text, words};
 
@@ -77,6 +77,8 @@ methods! {
     Divert(Divert) => "divert", DivertResult;
     /// Sets a diversion and moves the existing connections too.
     Redirect(Redirect) => "redirect", RedirectResult;
+    /// Asks what has become of redirects, or has one wait no longer.
+    Redirects(RedirectsQuery) => "redirects", RedirectsResult;
     /// Removes a diversion; existing connections stay where they are until they end.
     Restore(Restore) => "restore", RestoreResult;
     /// Asks for all diversions.
@@ -120,6 +122,13 @@ pub struct Redirect {
     /// What becomes of established TCP connections.
     #[serde(default, deserialize_with = "null_is_default")]
     pub tcp: TcpMove,
+    /// How they are spliced, with [`TcpMove::Splice`].
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Splice::is_usual"
+    )]
+    pub splice: Splice,
     /// Move only the connections that are on this mirror now; `None`: those on any mirror.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_mirror: Option<MirrorAddress>,
@@ -128,15 +137,114 @@ pub struct Redirect {
 /// What becomes of an established TCP connection that is redirected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum TcpMove {
+    /// It goes on at the new mirror, which needn't know of it, and neither end notices: when nothing is
+    /// on its way and the server was the last to speak, the rewriter connects to the new mirror itself,
+    /// and joins that connection to the client's.
+    #[default]
+    Splice,
     /// Its packets go to the new mirror from now on. Right only when the new mirror knows the
     /// connection already, as one of a pair that shares its state does.
     Rewrite,
     /// It is ended on both sides with a reset, and the client's next attempt reaches the new mirror.
-    #[default]
     Reset,
 }
 
-words!(TcpMove, "way to move TCP", "rewrite or reset", { Rewrite => "rewrite", Reset => "reset" });
+words!(TcpMove, "way to move TCP", "splice, rewrite or reset", {
+    Splice => "splice",
+    Rewrite => "rewrite",
+    Reset => "reset",
+});
+
+/// What becomes of a connection that isn't spliced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Fallback {
+    /// It stays on its old mirror.
+    #[default]
+    Leave,
+    /// It is ended on both sides with a reset.
+    Reset,
+}
+
+words!(Fallback, "fallback", "leave or reset", { Leave => "leave", Reset => "reset" });
+
+/// How the old mirror of a spliced connection is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Release {
+    /// The client has finished: an orderly end.
+    #[default]
+    Fin,
+    /// The client has gone.
+    Rst,
+}
+
+words!(Release, "way to release a mirror", "fin or rst", { Fin => "fin", Rst => "rst" });
+
+/// How long a redirect waits for connections to become spliceable, in milliseconds, when it doesn't
+/// say.
+pub const DEFAULT_WITHIN_MS: u64 = 30_000;
+
+/// After how many milliseconds without a packet a connection is moved without a request, when a
+/// redirect doesn't say.
+pub const DEFAULT_QUIET_MS: u64 = 5_000;
+
+/// The longest that a redirect waits, in milliseconds: a day.
+pub const MAX_WITHIN_MS: u64 = 86_400_000;
+
+/// How connections are spliced. All of it may be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Splice {
+    /// How long to wait for a moment at which a connection can be spliced, in milliseconds; at most
+    /// [`MAX_WITHIN_MS`].
+    #[serde(deserialize_with = "within")]
+    pub within_ms: u64,
+    /// After how many milliseconds without a packet a connection is moved without waiting for the
+    /// client's next request; `None`: never.
+    pub quiet_ms: Option<u64>,
+    /// What becomes of connections that have waited too long.
+    pub then: Fallback,
+    /// What becomes of connections that can't be spliced.
+    pub otherwise: Fallback,
+    /// How the old mirror is told.
+    pub release: Release,
+    /// Splice whatever the connection is used for.
+    pub force: bool,
+    /// The old mirror is dead: wait for nothing, and reset what can't be spliced at once.
+    pub now: bool,
+}
+
+impl Default for Splice {
+    fn default() -> Self {
+        Self {
+            within_ms: DEFAULT_WITHIN_MS,
+            quiet_ms: Some(DEFAULT_QUIET_MS),
+            then: Fallback::default(),
+            otherwise: Fallback::default(),
+            release: Release::default(),
+            force: false,
+            now: false,
+        }
+    }
+}
+
+/// Asks what has become of the latest redirects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedirectsQuery {
+    /// Only this one; `None`: all that are remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+    /// Have the connections that still wait stay where they are. Needs `id`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel: bool,
+}
+
+impl Splice {
+    /// Whether it says nothing but what goes without saying.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
 
 /// Removes the diversion with exactly this `service` and `from`: new connections go where they would
 /// without Shunt, existing ones stay on their mirror until they end.
@@ -239,6 +347,15 @@ where
     D: Deserializer<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn within<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match u64::deserialize(deserializer)? {
+        within_ms if within_ms > MAX_WITHIN_MS => Err(D::Error::custom(format!(
+            "`within_ms` is {within_ms}; expected at most {MAX_WITHIN_MS}, which is a day"
+        ))),
+        within_ms => Ok(within_ms),
+    }
 }
 
 fn page_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {

@@ -20,19 +20,59 @@ pub struct DivertResult {
     pub replaced: bool,
 }
 
-/// Answer to [`crate::Redirect`]: the diversion is set, and this became of the connections that it
-/// governs. Each of them is counted once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Answer to [`crate::Redirect`]: the diversion is set, and this has become of the connections that it
+/// governs so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RedirectResult {
     /// Whether a diversion with the same service and clients was there before.
     pub replaced: bool,
+    /// The redirect's number, to ask for it again with while some wait ([`crate::RedirectsQuery`]).
+    pub id: u64,
+    /// What has become of the connections.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What has become of the connections that a redirect governs. Each of them is counted once.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Outcome {
     /// Connections that are on one of the new mirrors now, and were elsewhere before.
     pub moved: u64,
+    /// TCP connections that wait for a moment at which they can be spliced.
+    pub waiting: u64,
+    /// TCP connections that could have been spliced but have stayed where they were: they ended, or
+    /// waited too long, or the redirect was cancelled or followed by another.
+    pub left: u64,
     /// TCP connections that were ended with a reset.
     pub reset: u64,
     /// Connections that stayed where they were: on one of the new mirrors already, or on a mirror
     /// other than `from_mirror`.
     pub kept: u64,
+    /// TCP connections that can't be spliced and have stayed where they were, by the reason; reasons
+    /// without any are left out.
+    #[serde(default)]
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// Answer to [`crate::RedirectsQuery`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedirectsResult {
+    /// The redirects, the latest one last.
+    pub redirects: Vec<RedirectInfo>,
+}
+
+/// A redirect as it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedirectInfo {
+    /// Its number.
+    pub id: u64,
+    /// What was redirected.
+    pub service: Service,
+    /// Whole seconds since it began.
+    pub age_seconds: u64,
+    /// What has become of the connections.
+    #[serde(flatten)]
+    pub outcome: Outcome,
 }
 
 /// Answer to [`crate::Restore`].

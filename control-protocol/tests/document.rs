@@ -9,7 +9,7 @@ use std::thread;
 
 use control_protocol::{
     Answer, Call, ConnectionsQuery, Divert, DivertResult, ErrorCode, List, Method, Redirect,
-    Restore, Stats, Version, read_request,
+    RedirectsQuery, Restore, Stats, Version, read_request,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -63,6 +63,7 @@ fn the_examples_are_right_and_there_is_one_for_each_method() {
         match request.method {
             Method::Divert(_) => check_result::<Divert>(&answer),
             Method::Redirect(_) => check_result::<Redirect>(&answer),
+            Method::Redirects(_) => check_result::<RedirectsQuery>(&answer),
             Method::Restore(_) => check_result::<Restore>(&answer),
             Method::List(_) => check_result::<List>(&answer),
             Method::Connections(_) => check_result::<ConnectionsQuery>(&answer),

@@ -7,8 +7,9 @@ use std::str::FromStr;
 
 use control_protocol::{
     Answer, ClientPrefix, ConnectionState, ConnectionsQuery, Cursor, DiversionState, Divert,
-    ErrorCode, List, MAX_PAGE, Method, Mirror, MirrorAddress, Protocol, Redirect, Request, Restore,
-    Service, Stats, TcpMove, TextError, Version, read_request,
+    ErrorCode, Fallback, List, MAX_PAGE, MAX_WITHIN_MS, Method, Mirror, MirrorAddress, Protocol,
+    Redirect, RedirectsQuery, Release, Request, Restore, Service, Splice, Stats, TcpMove,
+    TextError, Version, read_request,
 };
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -86,7 +87,29 @@ fn cursor() -> impl Strategy<Value = Cursor> {
 }
 
 fn method() -> impl Strategy<Value = Method> {
-    let tcp = prop_oneof![Just(TcpMove::Rewrite), Just(TcpMove::Reset)];
+    let tcp = prop_oneof![
+        Just(TcpMove::Splice),
+        Just(TcpMove::Rewrite),
+        Just(TcpMove::Reset)
+    ];
+    let fallback = || prop_oneof![Just(Fallback::Leave), Just(Fallback::Reset)];
+    let release = prop_oneof![Just(Release::Fin), Just(Release::Rst)];
+    let splice = (
+        (0..=MAX_WITHIN_MS, option::of(any::<u64>())),
+        (fallback(), fallback(), release),
+        any::<[bool; 2]>(),
+    )
+        .prop_map(
+            |((within_ms, quiet_ms), (then, otherwise, release), [force, now])| Splice {
+                within_ms,
+                quiet_ms,
+                then,
+                otherwise,
+                release,
+                force,
+                now,
+            },
+        );
     prop_oneof![
         (service(), vec(mirror(), 1..4), option::of(prefix())).prop_map(
             |(service, mirrors, from)| Divert {
@@ -100,15 +123,16 @@ fn method() -> impl Strategy<Value = Method> {
             service(),
             vec(mirror(), 1..4),
             option::of(prefix()),
-            tcp,
+            (tcp, splice),
             option::of(mirror_address())
         )
-            .prop_map(|(service, mirrors, from, tcp, from_mirror)| {
+            .prop_map(|(service, mirrors, from, (tcp, splice), from_mirror)| {
                 Redirect {
                     service,
                     mirrors,
                     from,
                     tcp,
+                    splice,
                     from_mirror,
                 }
                 .into()
@@ -126,6 +150,11 @@ fn method() -> impl Strategy<Value = Method> {
                 service
             }
             .into()),
+        (option::of(any::<u64>()), any::<bool>()).prop_map(|(id, cancel)| RedirectsQuery {
+            id,
+            cancel
+        }
+        .into()),
         Just(List {}.into()),
         Just(Stats {}.into()),
         Just(Version {}.into()),

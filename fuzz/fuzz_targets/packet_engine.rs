@@ -32,7 +32,7 @@ enum Step {
     Error { kind: u8, says: [u8; 4], keep: u8, damage: Option<(u8, u8)>, offload: Offload },
     Pass { seconds: u16 },
     Divert { service: u8, mirror: bool, both: bool },
-    Redirect { service: u8, rewrite: bool },
+    Redirect { service: u8, how: u8, force: bool },
     Restore { service: u8 },
 }
 
@@ -48,6 +48,7 @@ struct World {
     /// The packet that was last translated.
     last: Vec<u8>,
     now: Time,
+    redirects: u64,
 }
 
 impl World {
@@ -69,7 +70,7 @@ impl World {
                 Engine::new(&config, now)
             })
             .collect();
-        Self { engines, last: Vec::new(), now }
+        Self { engines, last: Vec::new(), now, redirects: 0 }
     }
 
     fn take(&mut self, step: Step) {
@@ -108,12 +109,13 @@ impl World {
                     engine.divert(diversion.clone());
                 }
             }
-            Step::Redirect { service, rewrite } => {
-                let redirect = Redirect {
-                    diversion: DiversionId(u32::from(service) % SERVICES.len() as u32),
-                    tcp: if rewrite { TcpMove::Rewrite } else { TcpMove::Reset },
-                    from_mirror: None,
-                };
+            Step::Redirect { service, how, force } => {
+                self.redirects += 1;
+                let diversion = DiversionId(u32::from(service) % SERVICES.len() as u32);
+                let tcp = [TcpMove::Splice, TcpMove::Rewrite, TcpMove::Reset][usize::from(how) % 3];
+                let mut redirect = Redirect::new(self.redirects, diversion, tcp);
+                redirect.splice.force = force;
+                redirect.splice.now = how > 200;
                 for engine in &mut self.engines {
                     let mut sweep = Sweep::new(redirect);
                     while engine.sweep(&mut sweep, 7, self.now).is_none() {}
@@ -128,7 +130,7 @@ impl World {
         }
         for engine in &mut self.engines {
             while let Some(mut sent) = engine.poll_transmit() {
-                Packet::parse(&mut sent).expect("what the engine builds is well-formed");
+                Packet::parse(&mut sent.packet).expect("what the engine builds is well-formed");
             }
             let used: u64 = engine.usage().map(|(_, _, count)| count).sum();
             assert_eq!(used, engine.connections().len() as u64, "usage counts every connection");

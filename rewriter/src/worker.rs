@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use tokio::sync::oneshot;
 
-use crate::engine::{Config, Counters, Engine, Redirect, RedirectOutcome, Sweep, Time, Verdict};
+use crate::engine::{
+    Config, Counters, Engine, Outgoing, Redirect, RedirectOutcome, Sweep, Time, Verdict,
+};
 use crate::io::poll;
 use crate::io::waker::{self, Sleeper, Waker};
 use crate::io::{Frame, Losses, Port, TooBig};
@@ -373,8 +375,9 @@ impl<P: Port> Worker<P> {
         while let Some((owner, datagram)) = self.engine.poll_hand_over() {
             self.hand_over(owner, HandedOver::Datagram(datagram));
         }
-        while let Some(packet) = self.engine.poll_transmit() {
+        while let Some(Outgoing { packet, offload }) = self.engine.poll_transmit() {
             frame.fill(&packet);
+            frame.set_header(&offload);
             self.port.transmit(frame)?;
         }
         Ok(())

@@ -294,11 +294,7 @@ fn once_a_connection_was_moved_or_reset_old_errors_are_void() {
         ] {
             let (mut world, flow) = Flow::open(hosts, Protocol::Tcp);
             let diversion = world.divert(hosts.service, &[&other]);
-            world.redirect(Redirect {
-                diversion,
-                tcp: tcp_move,
-                from_mirror: None,
-            });
+            world.redirect(Redirect::new(0, diversion, tcp_move));
             let mut packet = flow.reverse_error(flow.mirror.ip(), message, 90);
             assert_eq!(world.handle(&mut packet), reverse);
             let mut packet = flow.forward_error(flow.client.ip(), message, 90);

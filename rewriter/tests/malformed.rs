@@ -55,7 +55,7 @@ impl Ordeal {
             Verdict::HandOver { .. } => panic!("there is one worker only"),
         }
         while let Some(own) = self.world.engines[0].poll_transmit() {
-            assert!(condition(&own).is_some(), "{own:02x?}");
+            assert!(condition(&own.packet).is_some(), "{own:02x?}");
         }
     }
 

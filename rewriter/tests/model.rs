@@ -145,11 +145,9 @@ impl Model {
             Step::Redirect { service, mirror } => {
                 self.take(Step::Divert { service, mirror });
                 let (_, diversion) = self.diversions[service].unwrap();
-                let outcome = self.world.redirect(Redirect {
-                    diversion,
-                    tcp: TcpMove::Reset,
-                    from_mirror: None,
-                });
+                let outcome = self
+                    .world
+                    .redirect(Redirect::new(0, diversion, TcpMove::Reset));
                 let mut near = 0;
                 let (mut moved, mut kept) = (0, 0);
                 let now = self.now;

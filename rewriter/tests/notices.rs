@@ -18,9 +18,14 @@ fn open(hosts: Hosts, protocol: Protocol) -> (World, Flow) {
     (world, flow)
 }
 
+/// The next packet of the engine's own.
+fn own(world: &mut World) -> Option<Vec<u8>> {
+    Some(world.engines[0].poll_transmit()?.packet)
+}
+
 /// What the engine wants to send, with the hop limit that the tests' own packets have.
 fn told(world: &mut World) -> Vec<Vec<u8>> {
-    std::iter::from_fn(|| world.engines[0].poll_transmit())
+    std::iter::from_fn(|| own(world))
         .map(|mut packet| {
             verify(&packet);
             packet = after_hops(&packet, 3);
@@ -133,8 +138,7 @@ fn an_ipv4_packet_that_may_be_cut_is_cut() {
     assert!(matches!(world.handle(&mut packet), Verdict::Translated(_)));
     for mtu in [0, 68, 576, MTU, 1427] {
         world.engines[0].handle_too_big(packet.clone(), mtu, world.now);
-        let pieces: Vec<Vec<u8>> =
-            std::iter::from_fn(|| world.engines[0].poll_transmit()).collect();
+        let pieces: Vec<Vec<u8>> = std::iter::from_fn(|| own(&mut world)).collect();
         let mut whole = Vec::new();
         for (number, piece) in pieces.iter().enumerate() {
             assert!(piece.len() <= usize::from(mtu.max(68)));
@@ -149,13 +153,13 @@ fn an_ipv4_packet_that_may_be_cut_is_cut() {
     }
     // A piece may be cut again, wherever it belongs.
     world.engines[0].handle_too_big(packet.clone(), 576, world.now);
-    let second = std::iter::from_fn(|| world.engines[0].poll_transmit()).nth(1);
+    let second = std::iter::from_fn(|| own(&mut world)).nth(1);
     let second = second.expect("a second piece");
-    while world.engines[0].poll_transmit().is_some() {}
+    while own(&mut world).is_some() {}
     world.engines[0].handle_too_big(second.clone(), 300, world.now);
     let mut at = 552;
     let mut again = Vec::new();
-    while let Some(piece) = world.engines[0].poll_transmit() {
+    while let Some(piece) = own(&mut world) {
         let word = u16::from_be_bytes([piece[6], piece[7]]);
         assert_eq!(word & 0x2000, 0x2000, "the last piece comes later");
         assert_eq!(usize::from(word & 0x1FFF) * 8, at);

@@ -14,11 +14,7 @@ use support::*;
 const OTHER: &str = "10.2.0.3:80";
 
 fn redirect(diversion: DiversionId, tcp: TcpMove) -> Redirect {
-    Redirect {
-        diversion,
-        tcp,
-        from_mirror: None,
-    }
+    Redirect::new(0, diversion, tcp)
 }
 
 fn client(port: u16) -> SocketAddr {
@@ -74,7 +70,8 @@ fn rewrite_moves_a_tcp_connection_as_the_patent_does() {
         RedirectOutcome {
             moved: 1,
             reset: 0,
-            kept: 0
+            kept: 0,
+            ..RedirectOutcome::default()
         }
     );
     assert_eq!(goes_to(&mut world, client(1)), Some(address(OTHER)));
@@ -104,7 +101,8 @@ fn reset_ends_both_ends_at_once_with_numbers_they_believe() {
         RedirectOutcome {
             moved: 0,
             reset: 1,
-            kept: 0
+            kept: 0,
+            ..RedirectOutcome::default()
         }
     );
 
@@ -200,7 +198,8 @@ fn a_connection_whose_syn_was_not_answered_is_moved_rather_than_reset() {
         RedirectOutcome {
             moved: 1,
             reset: 0,
-            kept: 0
+            kept: 0,
+            ..RedirectOutcome::default()
         }
     );
     let mut again = syn.clone();
@@ -228,7 +227,8 @@ fn udp_and_echo_move_at_once() {
         RedirectOutcome {
             moved: 98,
             reset: 0,
-            kept: 0
+            kept: 0,
+            ..RedirectOutcome::default()
         }
     );
     for packet in &packets {
@@ -260,7 +260,8 @@ fn a_proxy_port_that_is_taken_at_the_new_mirror_is_exchanged() {
         RedirectOutcome {
             moved: 0,
             reset: 0,
-            kept: 1
+            kept: 1,
+            ..RedirectOutcome::default()
         },
         "no port is left there"
     );
@@ -296,16 +297,16 @@ fn from_mirror_moves_only_what_is_there() {
     assert!(first > 0 && second > 0 && first + second == 40);
     let diversion = world.divert(SERVICE, &[OTHER]);
     let outcome = world.redirect(Redirect {
-        diversion,
-        tcp: TcpMove::Rewrite,
         from_mirror: Some("10.2.0.2".parse().unwrap()),
+        ..redirect(diversion, TcpMove::Rewrite)
     });
     assert_eq!(
         outcome,
         RedirectOutcome {
             moved: first,
             reset: 0,
-            kept: second
+            kept: second,
+            ..RedirectOutcome::default()
         }
     );
     assert_eq!(on(&mut world, OTHER), first);
@@ -327,7 +328,8 @@ fn a_redirect_moves_only_what_its_diversion_governs() {
         RedirectOutcome {
             moved: 1,
             reset: 0,
-            kept: 0
+            kept: 0,
+            ..RedirectOutcome::default()
         }
     );
     assert_eq!(goes_to(&mut world, client(1)), Some(address("10.2.0.4:80")));
@@ -345,7 +347,8 @@ fn a_connection_on_one_of_the_new_mirrors_stays() {
         RedirectOutcome {
             moved: 0,
             reset: 0,
-            kept: 1
+            kept: 1,
+            ..RedirectOutcome::default()
         }
     );
     assert_eq!(world.sent(), []);

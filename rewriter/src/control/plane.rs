@@ -8,14 +8,15 @@
 //! stays, or the clients' packets would take the normal way in the middle of a connection. It is
 //! listed as *restored* until [`Plane::tidy`] finds the last of them gone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Instant;
 
 use control_protocol::{
     Answer, ClientPrefix, ConnectionsQuery, ConnectionsResult, Counters, Cursor, DiversionState,
-    Divert, DivertResult, ErrorCode, ListResult, MAX_PAGE, Method, Redirect, RedirectResult,
-    Request, Restore, RestoreResult, Service, StatsResult, VersionResult,
+    Divert, DivertResult, ErrorCode, ListResult, MAX_PAGE, Method, Redirect, RedirectInfo,
+    RedirectResult, RedirectsQuery, RedirectsResult, Request, Restore, RestoreResult, Service,
+    StatsResult, VersionResult,
 };
 use log::{info, warn};
 use thiserror::Error;
@@ -28,6 +29,9 @@ use crate::io::routes::RoutesError;
 use crate::packet::Endpoint;
 use crate::table::{Diversion, DiversionId, Diversions, Refusal};
 use crate::worker::{WorkerGone, Workers};
+
+/// How many redirects are remembered.
+const MAX_REDIRECTS: usize = 256;
 
 /// The control plane of one daemon. Its methods may be called at the same time; those that change
 /// something wait for each other.
@@ -47,6 +51,17 @@ struct Rules {
     restored: Vec<Diversion>,
     routing: Routing,
     next_id: u32,
+    /// The latest redirects, the oldest first.
+    redirects: VecDeque<RedirectRecord>,
+    next_redirect: u64,
+}
+
+/// A redirect that was given.
+#[derive(Debug, Clone)]
+struct RedirectRecord {
+    id: u64,
+    service: Service,
+    began: Instant,
 }
 
 /// Why a method wasn't carried out.
@@ -61,6 +76,10 @@ enum PlaneError {
     LocalService(IpAddr),
     #[error("{0}")]
     NotDiverted(String),
+    #[error("there is no redirect {0}, or it is long ago; `redirects` lists those that are known")]
+    NoRedirect(u64),
+    #[error("say which redirect to cancel: `id` is missing")]
+    CancelWhich,
     #[error(transparent)]
     Routes(#[from] RoutesError),
     #[error(transparent)]
@@ -70,7 +89,11 @@ enum PlaneError {
 impl PlaneError {
     fn code(&self) -> ErrorCode {
         match self {
-            Self::Refused(_) | Self::LocalService(_) | Self::NotDiverted(_) => ErrorCode::Refused,
+            Self::Refused(_)
+            | Self::LocalService(_)
+            | Self::NotDiverted(_)
+            | Self::NoRedirect(_)
+            | Self::CancelWhich => ErrorCode::Refused,
             Self::Routes(_) | Self::WorkerGone(_) => ErrorCode::Internal,
         }
     }
@@ -94,6 +117,8 @@ impl Plane {
                 restored: Vec::new(),
                 routing,
                 next_id: 0,
+                redirects: VecDeque::new(),
+                next_redirect: 1,
             }),
         }
     }
@@ -104,6 +129,7 @@ impl Plane {
         match request.method {
             Method::Divert(params) => answer(id, self.divert(params).await),
             Method::Redirect(params) => answer(id, self.redirect(params).await),
+            Method::Redirects(params) => answer(id, self.redirects(params).await),
             Method::Restore(params) => answer(id, self.restore(params).await),
             Method::List(_) => answer(id, self.list().await),
             Method::Connections(params) => answer(id, self.connections(params).await),
@@ -147,28 +173,78 @@ impl Plane {
             mirrors,
             from,
             tcp,
+            splice,
             from_mirror,
         } = params;
         let mut rules = self.rules.lock().await;
         let (replaced, diversion) = self.set(&mut rules, service, mirrors, from).await?;
+        let id = rules.next_redirect;
+        rules.next_redirect += 1;
+        if rules.redirects.len() == MAX_REDIRECTS {
+            rules.redirects.pop_front();
+        }
+        rules.redirects.push_back(RedirectRecord {
+            id,
+            service,
+            began: Instant::now(),
+        });
         let outcome = self
             .workers
             .redirect(engine::Redirect {
+                id,
                 diversion,
                 tcp,
+                splice: view::splice_orders(&splice),
                 from_mirror,
             })
             .await?;
         info!(
-            "redirected {service}: {} moved, {} reset, {} kept",
-            outcome.moved, outcome.reset, outcome.kept
+            "redirected {service} (redirect {id}): {} moved, {} waiting, {} reset, {} kept",
+            outcome.moved, outcome.waiting, outcome.reset, outcome.kept
         );
         Ok(RedirectResult {
             replaced,
-            moved: outcome.moved,
-            reset: outcome.reset,
-            kept: outcome.kept,
+            id,
+            outcome: view::outcome(&outcome),
         })
+    }
+
+    async fn redirects(&self, query: RedirectsQuery) -> Result<RedirectsResult, PlaneError> {
+        let RedirectsQuery { id, cancel } = query;
+        let records: Vec<RedirectRecord> = {
+            let rules = self.rules.lock().await;
+            let asked_for = |record: &&RedirectRecord| id.is_none_or(|id| id == record.id);
+            rules.redirects.iter().filter(asked_for).cloned().collect()
+        };
+        match id {
+            Some(id) if records.is_empty() => return Err(PlaneError::NoRedirect(id)),
+            None if cancel => return Err(PlaneError::CancelWhich),
+            _ => {}
+        }
+        let mut redirects = Vec::new();
+        for RedirectRecord { id, service, began } in records {
+            let outcomes = self
+                .workers
+                .ask_all(move |engine| {
+                    if cancel {
+                        engine.cancel_redirect(id);
+                    }
+                    engine.redirect_outcome(id).unwrap_or_default()
+                })
+                .await?;
+            let outcome = outcomes
+                .into_iter()
+                .fold(engine::RedirectOutcome::default(), |sum, outcome| {
+                    sum.plus(outcome)
+                });
+            redirects.push(RedirectInfo {
+                id,
+                service,
+                age_seconds: began.elapsed().as_secs(),
+                outcome: view::outcome(&outcome),
+            });
+        }
+        Ok(RedirectsResult { redirects })
     }
 
     /// Adds or replaces a diversion everywhere. Tells whether it replaced one, and its number.

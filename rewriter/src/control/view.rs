@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use control_protocol::{
-    ConnectionInfo, ConnectionState, Counters, DiversionInfo, DiversionState, MirrorInfo, Service,
-    Traffic,
+    ConnectionInfo, ConnectionState, Counters, DiversionInfo, DiversionState, MirrorInfo, Outcome,
+    Service, Splice, Traffic,
 };
 
-use crate::engine::{DropReason, Engine, Time};
+use crate::engine::{DropReason, Engine, Obstacle, RedirectOutcome, SpliceOrders, Time};
 use crate::packet::Endpoint;
 use crate::table::{Connection, Diversion, Slot, State, TrafficCount};
 use crate::worker::Report;
@@ -113,6 +114,44 @@ pub(super) fn counters(report: &Report) -> Counters {
         moved: counted.moved,
         reset: counted.reset,
         drops,
+    }
+}
+
+/// How connections are to be spliced.
+pub(super) fn splice_orders(splice: &Splice) -> SpliceOrders {
+    let Splice {
+        within_ms,
+        quiet_ms,
+        then,
+        otherwise,
+        release,
+        force,
+        now,
+    } = *splice;
+    SpliceOrders {
+        within: Duration::from_millis(within_ms),
+        quiet: quiet_ms.map(Duration::from_millis),
+        then,
+        otherwise,
+        release,
+        force,
+        now,
+    }
+}
+
+/// What has become of a redirect's connections.
+pub(super) fn outcome(outcome: &RedirectOutcome) -> Outcome {
+    let refused = Obstacle::ALL.iter().zip(outcome.refused);
+    Outcome {
+        moved: outcome.moved,
+        waiting: outcome.waiting,
+        left: outcome.left,
+        reset: outcome.reset,
+        kept: outcome.kept,
+        refused: refused
+            .filter(|(_, count)| *count > 0)
+            .map(|(obstacle, count)| (obstacle.name().to_owned(), count))
+            .collect(),
     }
 }
 

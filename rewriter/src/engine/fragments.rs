@@ -61,7 +61,7 @@ impl Engine {
                 if let Some(identification) = identification {
                     datagram.set_identification(identification);
                 }
-                self.outbox.extend(datagram.cut());
+                self.outbox.extend(datagram.cut().map(Into::into));
             }
             Verdict::HandOver { owner } => self.hand_overs.push_back((owner, datagram)),
             Verdict::Dropped(reason) => self.notify_of_drop(reason, datagram.bytes_mut(), now),

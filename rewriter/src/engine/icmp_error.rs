@@ -15,7 +15,7 @@
 
 use super::{DropReason, Engine, Verdict};
 use crate::packet::{Flow, Packet, Quote, Transport};
-use crate::table::{ClientSide, Connection, Direction, MirrorSide, State, TcpProgress};
+use crate::table::{ClientSide, Connection, Direction, MirrorSide, Slot, State, TcpProgress};
 
 /// How far behind the newest byte sent a quoted one may be: the largest window there is (RFC 7323,
 /// section 2.3).
@@ -32,7 +32,7 @@ impl Engine {
         if owner != self.worker {
             return Verdict::HandOver { owner };
         }
-        let Some(connection) = self.sender_of(&quoted, Direction::Forward) else {
+        let Some((_, connection)) = self.sender_of(&quoted, Direction::Forward) else {
             return unsolicited;
         };
         if let Some(reason) = quoted.refusal(connection, &connection.client) {
@@ -47,7 +47,8 @@ impl Engine {
             sender
         };
         let translation = connection.translation(Direction::Reverse).turned();
-        packet.translate_error(source, client.address, &translation);
+        // The client's own numbers, which the mirror has been sent as they are.
+        packet.translate_error(source, client.address, &translation, 0);
         Verdict::Translated(Direction::Reverse)
     }
 
@@ -64,7 +65,7 @@ impl Engine {
         if owner != self.worker {
             return Verdict::HandOver { owner };
         }
-        let Some(connection) = self.sender_of(&quoted, Direction::Reverse) else {
+        let Some((slot, connection)) = self.sender_of(&quoted, Direction::Reverse) else {
             return Verdict::Passed;
         };
         if let Some(reason) = quoted.refusal(connection, &connection.mirror) {
@@ -72,16 +73,21 @@ impl Engine {
         }
         let MirrorSide { proxy, mirror } = *connection.mirror_side();
         let translation = connection.translation(Direction::Forward).turned();
-        packet.translate_error(proxy.address, mirror.address, &translation);
+        let numbers = self.splices.joined(slot).forward;
+        packet.translate_error(
+            proxy.address,
+            mirror.address,
+            &translation,
+            numbers.acknowledgement,
+        );
         Verdict::Translated(Direction::Forward)
     }
 
     /// The connection that sent the quoted packet in this direction, after its translation.
-    fn sender_of(&self, quoted: &Quoted, direction: Direction) -> Option<&Connection> {
+    fn sender_of(&self, quoted: &Quoted, direction: Direction) -> Option<(Slot, &Connection)> {
         let (slot, answers) = self.connections.find(&quoted.flow.turned())?;
-        (answers != direction)
-            .then(|| self.connections.get(slot))
-            .flatten()
+        let connection = self.connections.get(slot)?;
+        (answers != direction).then_some((slot, connection))
     }
 }
 

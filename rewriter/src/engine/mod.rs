@@ -27,6 +27,9 @@ mod ownership;
 mod reassembly;
 mod redirect;
 mod reset;
+mod segment;
+mod splice;
+mod talk;
 mod tcp;
 mod time;
 
@@ -46,14 +49,16 @@ pub use counters::{Counters, DropReason};
 pub use ownership::Ownership;
 pub use reassembly::{Limits, TIMEOUT_V4, TIMEOUT_V6};
 pub use redirect::{Redirect, RedirectOutcome, Sweep};
+pub use splice::{Obstacle, SpliceOrders};
 pub use time::Time;
 
 use clients::Clients;
 use identification::Identifications;
 use notice::Budget;
 use reassembly::Reassembler;
+use splice::Splices;
 
-use crate::packet::{Datagram, Endpoint, Flow, GsoType, Packet, Transport, VnetHeader};
+use crate::packet::{Datagram, Endpoint, Flow, GsoType, Packet, TcpSegment, Transport, VnetHeader};
 use crate::table::{
     ClientSide, Connection, Connections, Direction, Diversion, DiversionId, Diversions, MirrorSide,
     ProxyPool, Slot, State, Taken, Tick,
@@ -76,9 +81,29 @@ pub enum Verdict {
         /// The owner's number.
         owner: u16,
     },
-    /// It is a fragment and was kept: don't send it. If it was the last one missing, the engine now has
-    /// the whole datagram to send or to hand over.
+    /// It was kept, or was meant for the engine itself: don't send it. The engine may now have something
+    /// to send or to hand over: the datagram that it was the last missing fragment of, or what goes on
+    /// between the engine and a mirror that a connection is being spliced to.
     Held,
+}
+
+/// A packet that the engine sends of its own accord.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// The packet, from its IP header on.
+    pub packet: Vec<u8>,
+    /// What is left for the kernel to do on it; only on a packet that came so.
+    pub offload: VnetHeader,
+}
+
+impl From<Vec<u8>> for Outgoing {
+    /// A packet that is complete.
+    fn from(packet: Vec<u8>) -> Self {
+        Self {
+            packet,
+            offload: VnetHeader::default(),
+        }
+    }
 }
 
 /// After how long without a packet a connection is forgotten.
@@ -166,7 +191,8 @@ pub struct Engine {
     clients: Option<Clients>,
     counters: Counters,
     alert: Option<Alert>,
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<Outgoing>,
+    splices: Splices,
     reassembler: Reassembler,
     identifications: Identifications,
     /// For errors of its own accord.
@@ -195,6 +221,7 @@ impl Engine {
             counters: Counters::default(),
             alert: None,
             outbox: VecDeque::new(),
+            splices: Splices::default(),
             reassembler: Reassembler::new(Limits::default()),
             identifications: Identifications::new(config.worker, workers, &mut random),
             hand_overs: VecDeque::new(),
@@ -240,6 +267,7 @@ impl Engine {
     /// [`Engine::poll_timeout`]; costs next to nothing before.
     pub fn handle_timeout(&mut self, now: Time) {
         self.expire_fragments(now);
+        self.handle_splice_timeout(now);
         for _ in 0..TIMEOUTS_AT_ONCE {
             let Some(slot) = self.connections.pop_due(now.tick()) else {
                 return;
@@ -263,13 +291,14 @@ impl Engine {
         connections
             .into_iter()
             .chain(self.reassembler.next_due())
+            .chain(self.splices.next_due())
             .min()
     }
 
-    /// The next packet that the engine wants to send of its own accord, with whole checksums: a reset,
-    /// an ICMP error, or a fragment of a datagram that has been translated. The source of an error may
-    /// be unspecified, and is then to be the host's own.
-    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+    /// The next packet that the engine wants to send of its own accord: a reset, an ICMP error, a
+    /// fragment of a datagram that has been translated, or what it takes to splice a connection. The
+    /// source of an error may be unspecified, and is then to be the host's own.
+    pub fn poll_transmit(&mut self) -> Option<Outgoing> {
         self.outbox.pop_front()
     }
 
@@ -341,7 +370,7 @@ impl Engine {
         now: Time,
     ) -> Verdict {
         if self.pool.contains(flow.destination.address) {
-            return self.decide_new_reverse(flow, packet);
+            return self.decide_new_reverse(flow, packet, now);
         }
         if let Transport::EchoReply { .. } = packet.transport() {
             return Verdict::Passed;
@@ -373,7 +402,10 @@ impl Engine {
     }
 
     /// Decides on a packet to a proxy address, of no connection that this worker has.
-    fn decide_new_reverse(&self, flow: &Flow, packet: &Packet<'_>) -> Verdict {
+    fn decide_new_reverse(&mut self, flow: &Flow, packet: &Packet<'_>, now: Time) -> Verdict {
+        if self.splices.has_stray(flow) {
+            return self.handle_stray(flow, packet, now);
+        }
         if let Transport::EchoRequest { .. } = packet.transport() {
             return Verdict::Dropped(DropReason::NotForProxy);
         }
@@ -457,7 +489,8 @@ impl Engine {
         mirror: Endpoint,
         now: Time,
     ) -> Result<MirrorSide, DropReason> {
-        let is_taken = |side: &MirrorSide| self.connections.find(&side.flow(protocol)).is_some();
+        let is_taken =
+            |side: &MirrorSide| is_taken(&self.connections, &self.splices, &side.flow(protocol));
         let (now, random) = (now.tick(), &mut self.random);
         match self
             .pool
@@ -498,7 +531,8 @@ impl Engine {
         let Some(connection) = self.connections.get_mut(slot) else {
             return Verdict::Dropped(DropReason::NoConnection);
         };
-        if let Transport::Tcp(segment) = packet.transport() {
+        let (is_moving, is_spliced) = (connection.is_moving, connection.is_spliced);
+        if let Transport::Tcp(mut segment) = packet.transport() {
             if connection.state == State::Reset {
                 let source = Endpoint {
                     address: packet.source(),
@@ -509,11 +543,30 @@ impl Engine {
                     port: segment.destination_port,
                 };
                 self.outbox
-                    .extend(reset::answer(source, destination, &segment));
+                    .extend(reset::answer(source, destination, &segment).map(Into::into));
                 return Verdict::Dropped(DropReason::ConnectionWasReset);
             }
+            if is_spliced && direction == Direction::Reverse {
+                if segment.has(TcpSegment::SYN) {
+                    self.answer_repeated_syn(slot, &segment);
+                    return Verdict::Held;
+                }
+                let numbers = self.splices.joined(slot).reverse;
+                packet.renumber(&numbers, offload.needs_csum());
+                if let Transport::Tcp(renumbered) = packet.transport() {
+                    segment = renumbered;
+                }
+            }
+            if is_moving
+                && let Some(verdict) = self.move_along(slot, direction, packet, offload, now)
+            {
+                return verdict;
+            }
+            let Some(connection) = self.connections.get_mut(slot) else {
+                return Verdict::Dropped(DropReason::NoConnection);
+            };
             let before = connection.state;
-            tcp::follow(connection, direction, &segment);
+            tcp::follow(connection, direction, packet, &segment);
             let after = connection.state;
             if after != before {
                 self.enter(slot, after, now);
@@ -532,6 +585,10 @@ impl Engine {
         };
         traffic.add(packet.length());
         packet.translate(&connection.translation(direction), offload.needs_csum());
+        if is_spliced && direction == Direction::Forward {
+            let numbers = self.splices.joined(slot).forward;
+            packet.renumber(&numbers, offload.needs_csum());
+        }
         if let Some(mtu) = self.mss_clamp {
             packet.clamp_mss(mtu, offload.needs_csum());
         }
@@ -540,6 +597,9 @@ impl Engine {
 
     /// Does what goes with a TCP connection's new state.
     fn enter(&mut self, slot: Slot, state: State, now: Time) {
+        if matches!(state, State::Closing | State::Closed | State::Reset) {
+            self.stop_moving(slot);
+        }
         let now = now.tick();
         match state {
             State::Established => self.connections.set_expendable(slot, false, now),
@@ -586,6 +646,7 @@ impl Engine {
     }
 
     fn remove(&mut self, slot: Slot) {
+        self.forget_splice(slot);
         if let Some(connection) = self.connections.remove(slot) {
             self.pool
                 .give_back(slot, connection.protocol(), connection.mirror_side());
@@ -604,6 +665,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether a mirror's flow belongs to a connection, or to one that is being spliced or was.
+fn is_taken(connections: &Connections, splices: &Splices, flow: &Flow) -> bool {
+    connections.find(flow).is_some() || splices.has_stray(flow)
 }
 
 /// Whether a packet like this can go this way: requests go to a mirror, replies come from it.

@@ -76,7 +76,8 @@ impl Engine {
         }
         let may_be_cut = Packet::parse(&mut packet).is_ok_and(|packet| packet.may_be_fragmented());
         if may_be_cut {
-            self.outbox.extend(cut_v4(&packet, mtu.into()));
+            self.outbox
+                .extend(cut_v4(&packet, mtu.into()).into_iter().map(Into::into));
         } else {
             self.notify(Notice::TooBig { mtu }, &mut packet, now);
         }
@@ -108,7 +109,7 @@ impl Engine {
         };
         let verdict = self.decide(&mut packet, &VnetHeader::default(), now);
         if matches!(verdict, Verdict::Translated(_) | Verdict::Passed) {
-            self.outbox.push_back(error);
+            self.outbox.push_back(error.into());
         }
     }
 }

@@ -5,20 +5,38 @@
 
 use control_protocol::{MirrorAddress, Protocol, TcpMove};
 
-use super::{Engine, Time, reset};
+use super::splice::{Obstacle, SpliceOrders};
+use super::{Engine, Time, is_taken, reset};
 use crate::packet::Endpoint;
 use crate::table::{Connection, DiversionId, MirrorSide, Slot, State};
 
 /// Which connections to move, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Redirect {
+    /// Its number, by which [`Engine::redirect_outcome`] knows it.
+    pub id: u64,
     /// The diversion whose mirrors they are to go to. Only connections are moved that it governs:
     /// those for which it is the most specific one.
     pub diversion: DiversionId,
     /// What becomes of an open TCP connection.
     pub tcp: TcpMove,
+    /// How it is spliced, if it is to be.
+    pub splice: SpliceOrders,
     /// Only connections on this mirror; none: on any.
     pub from_mirror: Option<MirrorAddress>,
+}
+
+impl Redirect {
+    /// Number `id`: of all connections of a diversion, spliced as usual if they are to be.
+    pub fn new(id: u64, diversion: DiversionId, tcp: TcpMove) -> Self {
+        Self {
+            id,
+            diversion,
+            tcp,
+            splice: SpliceOrders::default(),
+            from_mirror: None,
+        }
+    }
 }
 
 /// What a redirect did.
@@ -31,15 +49,29 @@ pub struct RedirectOutcome {
     /// Connections that stayed: they were on one of the mirrors already, or on one that wasn't
     /// meant, or no proxy port was left for them at the new mirror.
     pub kept: u64,
+    /// Connections that are yet to be spliced.
+    pub waiting: u64,
+    /// Connections that could have been spliced, but didn't come to it: they ended or were about to,
+    /// waited too long, or were told otherwise.
+    pub left: u64,
+    /// Connections that can't be spliced, by [`Obstacle`].
+    pub refused: [u64; Obstacle::ALL.len()],
 }
 
 impl RedirectOutcome {
     /// This one and another together.
     pub fn plus(self, other: Self) -> Self {
+        let mut refused = self.refused;
+        for (sum, count) in refused.iter_mut().zip(other.refused) {
+            *sum += count;
+        }
         Self {
             moved: self.moved + other.moved,
             reset: self.reset + other.reset,
             kept: self.kept + other.kept,
+            waiting: self.waiting + other.waiting,
+            left: self.left + other.left,
+            refused,
         }
     }
 }
@@ -49,17 +81,12 @@ impl RedirectOutcome {
 pub struct Sweep {
     redirect: Redirect,
     next: Slot,
-    outcome: RedirectOutcome,
 }
 
 impl Sweep {
     /// A redirect that is yet to begin.
     pub fn new(redirect: Redirect) -> Self {
-        Self {
-            redirect,
-            next: 0,
-            outcome: RedirectOutcome::default(),
-        }
+        Self { redirect, next: 0 }
     }
 }
 
@@ -67,24 +94,29 @@ enum Move {
     Moved,
     Reset,
     Kept,
+    /// It is being spliced, and counted where that is done.
+    Splicing,
     NotMeant,
 }
 
 impl Engine {
-    /// Does the next `slots` slots of a redirect. Gives the outcome when there are no more.
+    /// Does the next `slots` slots of a redirect. Gives the outcome when there are no more; connections
+    /// that wait to be spliced go on doing so ([`Engine::redirect_outcome`]).
     pub fn sweep(&mut self, sweep: &mut Sweep, slots: Slot, now: Time) -> Option<RedirectOutcome> {
         let all = self.connections.slots();
         let end = sweep.next.saturating_add(slots).min(all);
         for slot in sweep.next..end {
-            match self.redirect_one(slot, &sweep.redirect, now) {
-                Move::Moved => sweep.outcome.moved += 1,
-                Move::Reset => sweep.outcome.reset += 1,
-                Move::Kept => sweep.outcome.kept += 1,
-                Move::NotMeant => {}
+            let moved = self.redirect_one(slot, &sweep.redirect, now);
+            let outcome = self.outcome_mut(sweep.redirect.id);
+            match moved {
+                Move::Moved => outcome.moved += 1,
+                Move::Reset => outcome.reset += 1,
+                Move::Kept => outcome.kept += 1,
+                Move::Splicing | Move::NotMeant => {}
             }
         }
         sweep.next = end;
-        (end == all).then_some(sweep.outcome)
+        (end == all).then(|| *self.outcome_mut(sweep.redirect.id))
     }
 
     fn redirect_one(&mut self, slot: Slot, redirect: &Redirect, now: Time) -> Move {
@@ -110,18 +142,27 @@ impl Engine {
             return Move::Kept;
         }
         if diversion.has_mirror(service, mirror) {
+            // Whatever an earlier redirect had in mind for it.
+            self.stop_moving(slot);
             return Move::Kept;
         }
         // Until the mirror has answered the SYN there is nothing that another mirror wouldn't know.
         let is_open = protocol == Protocol::Tcp && connection.mirror.begun;
+        if is_open && redirect.tcp == TcpMove::Splice {
+            self.begin_move(slot, &connection, redirect, now);
+            return Move::Splicing;
+        }
+        self.stop_moving(slot);
         if is_open && redirect.tcp == TcpMove::Reset {
             self.reset(slot, &connection, now);
             return Move::Reset;
         }
-        let Some(to) = diversion.pick(service, &mut self.random) else {
+        let diversion = self.diversions.find(client, service, protocol);
+        let Some((diversion, to)) = diversion
+            .and_then(|diversion| Some((diversion.id, diversion.pick(service, &mut self.random)?)))
+        else {
             return Move::Kept;
         };
-        let diversion = diversion.id;
         if self.move_one(slot, &connection, to, diversion, now) {
             Move::Moved
         } else {
@@ -129,8 +170,10 @@ impl Engine {
         }
     }
 
-    fn reset(&mut self, slot: Slot, connection: &Connection, now: Time) {
-        self.outbox.extend(reset::both_ends(connection));
+    pub(super) fn reset(&mut self, slot: Slot, connection: &Connection, now: Time) {
+        let numbers = self.splices.joined(slot);
+        self.outbox
+            .extend(reset::both_ends(connection, &numbers.forward).map(Into::into));
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.state = State::Reset;
             connection.last_activity = now.tick();
@@ -150,7 +193,8 @@ impl Engine {
     ) -> bool {
         let protocol = connection.protocol();
         let old = *connection.mirror_side();
-        let is_taken = |side: &MirrorSide| self.connections.find(&side.flow(protocol)).is_some();
+        let is_taken =
+            |side: &MirrorSide| is_taken(&self.connections, &self.splices, &side.flow(protocol));
         let same_port = MirrorSide {
             proxy: old.proxy,
             mirror,

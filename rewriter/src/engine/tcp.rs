@@ -1,17 +1,26 @@
 //! How far a TCP connection has come, as seen from the middle.
 
-use crate::packet::TcpSegment;
+use super::talk;
+use crate::packet::{Packet, TcpSegment};
 use crate::table::{Connection, Direction, State, TcpProgress};
 
 /// Takes note of a segment that passes.
-pub(super) fn follow(connection: &mut Connection, direction: Direction, segment: &TcpSegment) {
+pub(super) fn follow(
+    connection: &mut Connection,
+    direction: Direction,
+    packet: &Packet<'_>,
+    segment: &TcpSegment,
+) {
+    if segment.payload > 0 {
+        talk::listen(connection, direction, segment, packet.payload());
+    }
     let (sender, receiver) = match direction {
         Direction::Forward => (&mut connection.client, &connection.mirror),
         Direction::Reverse => (&mut connection.mirror, &connection.client),
     };
     let receiver_has_begun = receiver.begun;
     let is_reset = segment.has(TcpSegment::RST) && can_be_right(segment, sender, receiver);
-    note(sender, segment);
+    note(sender, packet, segment);
     let both_finished = connection.client.finished && connection.mirror.finished;
     let one_finished = connection.client.finished || connection.mirror.finished;
     connection.state = match connection.state {
@@ -47,30 +56,46 @@ fn can_be_right(reset: &TcpSegment, sender: &TcpProgress, receiver: &TcpProgress
     reset.sequence.wrapping_sub(expected_from) <= expected_to.wrapping_sub(expected_from)
 }
 
-fn note(sender: &mut TcpProgress, segment: &TcpSegment) {
+fn note(sender: &mut TcpProgress, packet: &Packet<'_>, segment: &TcpSegment) {
     if segment.has(TcpSegment::RST) {
         // A reset's numbers may be anything.
         return;
     }
     if segment.has(TcpSegment::SYN) {
+        let offer = packet.tcp_offer();
         sender.begun = true;
         sender.sent = segment.next_sequence();
+        sender.start = segment.sequence.wrapping_add(1);
+        sender.segment_size = offer.segment_size.unwrap_or(0);
+        sender.window_scale = offer.window_scale;
+        sender.has_sack = offer.sack;
+        sender.has_timestamps = offer.timestamps.is_some();
+        sender.timestamp = offer.timestamps.map_or(0, |timestamps| timestamps.value);
     } else {
         sender.sent = later(sender.sent, segment.next_sequence());
+        if sender.has_timestamps
+            && let Some(timestamps) = packet.timestamps()
+        {
+            sender.timestamp = later(sender.timestamp, timestamps.value);
+        }
     }
     if segment.has(TcpSegment::ACK) {
-        sender.acknowledged = if sender.has_acknowledged {
+        let acknowledged = if sender.has_acknowledged {
             later(sender.acknowledged, segment.acknowledgement)
         } else {
             segment.acknowledgement
         };
+        if acknowledged == segment.acknowledgement {
+            sender.window = segment.window;
+        }
+        sender.acknowledged = acknowledged;
         sender.has_acknowledged = true;
     }
     sender.finished |= segment.has(TcpSegment::FIN);
 }
 
 /// The later of two sequence numbers (RFC 9293, section 3.4: they go round).
-fn later(a: u32, b: u32) -> u32 {
+pub(super) fn later(a: u32, b: u32) -> u32 {
     if b.wrapping_sub(a) < 1 << 31 { b } else { a }
 }
 

@@ -134,6 +134,7 @@ fn parse_transport(protocol: u8, bytes: &[u8], icmp: &IcmpTypes) -> Option<Trans
             sequence: u32::from_be_bytes(array_at(bytes, field::tcp::SEQUENCE)),
             acknowledgement: 0,
             flags: 0,
+            window: 0,
             payload: 0,
         })),
         number::UDP => Some(Transport::Udp {
@@ -186,9 +187,17 @@ impl Packet<'_> {
     /// checksums by differences, so that a wrong one stays wrong (RFC 5508, REQ-3 to REQ-5). Type,
     /// code and what else the message says (the path's MTU) stay as they are.
     ///
+    /// `sequence` is added to the sequence number of a quoted TCP segment.
+    ///
     /// Without a [quote](Packet::quote) the packet is left as it is. Its checksum must be a complete
     /// one: nothing leaves the checksum of an error to be completed.
-    pub fn translate_error(&mut self, source: Address, destination: Address, quoted: &Translation) {
+    pub fn translate_error(
+        &mut self,
+        source: Address,
+        destination: Address,
+        quoted: &Translation,
+        sequence: u32,
+    ) {
         let Some(quote) = self.quote() else {
             return;
         };
@@ -199,12 +208,13 @@ impl Packet<'_> {
             return;
         };
         let before = Sum::of(bytes);
-        Packet {
+        let mut inner = Packet {
             transport_at: quote.transport_at,
             transport: quote.transport,
             bytes,
-        }
-        .translate(quoted, false);
+        };
+        inner.translate(quoted, false);
+        inner.add_to_quoted_sequence(sequence);
         let inner = Sum::of(&self.bytes[start..end]).minus(before);
         let sum = |source: Address, destination: Address| {
             Sum::of(source.wire()).plus(Sum::of(destination.wire()))
@@ -220,5 +230,24 @@ impl Packet<'_> {
             adjust_complete(field, difference);
         }
         self.put_addresses(source, destination, outer);
+    }
+
+    /// Adds to the sequence number of a quoted TCP segment, of which the first eight bytes are there.
+    fn add_to_quoted_sequence(&mut self, number: u32) {
+        use field::tcp::{CHECKSUM, SEQUENCE};
+        let (Transport::Tcp(segment), true) = (self.transport, number != 0) else {
+            return;
+        };
+        let at = self.transport_at + SEQUENCE;
+        let (before, after) = (
+            segment.sequence.to_be_bytes(),
+            segment.sequence.wrapping_add(number).to_be_bytes(),
+        );
+        if let Some(field) = self.bytes.get_mut(at..at + 4) {
+            field.copy_from_slice(&after);
+        }
+        if let Some(field) = self.transport_field(CHECKSUM) {
+            adjust_complete(field, Sum::of(&after).minus(Sum::of(&before)));
+        }
     }
 }

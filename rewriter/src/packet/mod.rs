@@ -12,6 +12,8 @@ mod icmp_error;
 mod joinable;
 mod mss;
 mod parse;
+mod renumber;
+mod tcp_options;
 mod translate;
 mod vnet;
 
@@ -21,5 +23,7 @@ pub use fragment::{BadFragment, Datagram, Fragment, cut_v4};
 pub use icmp_error::Quote;
 pub use joinable::Joinable;
 pub use parse::{Malformed, Packet, TcpSegment, Transport};
+pub use renumber::{Renumbering, WindowScales};
+pub use tcp_options::{TcpOffer, Timestamps};
 pub use translate::{Differences, Translation};
 pub use vnet::{GsoType, VnetHeader};

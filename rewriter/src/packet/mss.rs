@@ -1,16 +1,12 @@
 //! The maximum segment size that the ends of a TCP connection announce in their SYNs, lowered to what
 //! fits the path (RFC 9293, section 3.7.1; RFC 4459, section 3.2).
 
+use std::ops::Range;
+
 use super::checksum::{Sum, adjust_complete};
 use super::parse::field;
+use super::tcp_options::kind;
 use super::{Packet, TcpSegment, Transport};
-
-/// TCP option kinds (RFC 9293, section 3.1).
-mod option {
-    pub const END: u8 = 0;
-    pub const NO_OPERATION: u8 = 1;
-    pub const MAXIMUM_SEGMENT_SIZE: u8 = 2;
-}
 
 impl Packet<'_> {
     /// Lowers the announced maximum segment size so that a packet of such a segment, with IP and TCP
@@ -33,8 +29,10 @@ impl Packet<'_> {
         let Some(limit) = usize::from(mtu).checked_sub(ip_header + field::tcp::LENGTH) else {
             return;
         };
-        let end = self.headers_length();
-        let Some(at) = self.find_mss(self.transport_at + field::tcp::LENGTH, end) else {
+        let size = self
+            .tcp_options()
+            .find(|(kind, value)| *kind == kind::MAXIMUM_SEGMENT_SIZE && value.len() == 2);
+        let Some((_, Range { start: at, .. })) = size else {
             return;
         };
         let announced = u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
@@ -54,27 +52,6 @@ impl Packet<'_> {
         if let Some(checksum) = self.transport_field(field::tcp::CHECKSUM) {
             adjust_complete(checksum, word(limit).minus(word(announced)));
         }
-    }
-
-    /// Where the value of the option lies, if options are well-formed up to it.
-    fn find_mss(&self, mut at: usize, end: usize) -> Option<usize> {
-        while at < end {
-            match self.bytes[at] {
-                option::END => return None,
-                option::NO_OPERATION => at += 1,
-                kind => {
-                    let length = usize::from(*self.bytes[..end].get(at + 1)?);
-                    if length < 2 || at + length > end {
-                        return None;
-                    }
-                    if kind == option::MAXIMUM_SEGMENT_SIZE && length == 4 {
-                        return Some(at + 2);
-                    }
-                    at += length;
-                }
-            }
-        }
-        None
     }
 }
 

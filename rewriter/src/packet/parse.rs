@@ -44,6 +44,7 @@ pub(super) mod field {
         pub const ACKNOWLEDGEMENT: usize = 8;
         pub const DATA_OFFSET: usize = 12;
         pub const FLAGS: usize = 13;
+        pub const WINDOW: usize = 14;
         pub const CHECKSUM: usize = 16;
         /// Length of the header without options.
         pub const LENGTH: usize = 20;
@@ -163,6 +164,8 @@ pub struct TcpSegment {
     pub acknowledgement: u32,
     /// The flags, as they lie in the header.
     pub flags: u8,
+    /// The window as it lies in the header, host order.
+    pub window: u16,
     /// Bytes of payload. Up to a super-packet's worth.
     pub payload: u32,
 }
@@ -297,6 +300,16 @@ impl<'a> Packet<'a> {
         self.transport
     }
 
+    /// All of its bytes, from the IP header's first on.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    /// What follows all its headers.
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes[self.headers_length()..]
+    }
+
     /// Its length in bytes, IP header included.
     pub fn length(&self) -> usize {
         self.bytes.len()
@@ -333,7 +346,9 @@ impl Transport {
     }
 
     fn parse_tcp(bytes: &[u8]) -> Result<Self, Malformed> {
-        use field::tcp::{ACKNOWLEDGEMENT, DESTINATION_PORT, FLAGS, LENGTH, SEQUENCE, SOURCE_PORT};
+        use field::tcp::{
+            ACKNOWLEDGEMENT, DESTINATION_PORT, FLAGS, LENGTH, SEQUENCE, SOURCE_PORT, WINDOW,
+        };
         if bytes.len() < LENGTH {
             return Err(Malformed::TransportHeader);
         }
@@ -347,6 +362,7 @@ impl Transport {
             sequence: u32::from_be_bytes(array_at(bytes, SEQUENCE)),
             acknowledgement: u32::from_be_bytes(array_at(bytes, ACKNOWLEDGEMENT)),
             flags: bytes[FLAGS],
+            window: u16_at(bytes, WINDOW),
             // An IP packet is shorter than 2^17 bytes.
             payload: (bytes.len() - header_length) as u32,
         }))

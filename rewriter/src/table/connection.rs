@@ -71,7 +71,8 @@ pub enum State {
     Active,
 }
 
-/// What has been seen of one end of a TCP connection. Sequence numbers are those on the wire.
+/// What has been seen of one end of a TCP connection. Numbers are those that the client sends and is
+/// sent: a mirror that the connection was spliced to has others ([`Connection::is_spliced`]).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TcpProgress {
     /// The sequence number after the last byte that it sent.
@@ -79,12 +80,51 @@ pub struct TcpProgress {
     /// Its last acknowledgement number: what it expects next. Means something only with
     /// `has_acknowledged`.
     pub acknowledged: u32,
+    /// The sequence number of its first byte of data.
+    pub start: u32,
+    /// The value of its latest timestamp, with `has_timestamps`.
+    pub timestamp: u32,
+    /// The window that it announced last, unscaled.
+    pub window: u16,
+    /// The maximum segment size that its SYN announced, in bytes; 0: none.
+    pub segment_size: u16,
+    /// By how many bits its SYN said that its windows are shifted.
+    pub window_scale: Option<u8>,
+    /// Its SYN permitted selective acknowledgements.
+    pub has_sack: bool,
+    /// Its SYN had timestamps.
+    pub has_timestamps: bool,
     /// It has sent an acknowledgement.
     pub has_acknowledged: bool,
     /// It has sent a SYN.
     pub begun: bool,
     /// It has sent a FIN.
     pub finished: bool,
+}
+
+/// What a TCP connection is used for, as far as its first bytes tell: whether a server that hasn't
+/// heard it from the beginning can go on with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Talk {
+    /// Nothing has been said yet.
+    #[default]
+    Silent,
+    /// Something has been said, but not all of it was seen.
+    Unseen,
+    /// The client spoke first, and in no protocol that is known to keep state.
+    Plain,
+    /// TLS: keys.
+    Tls,
+    /// HTTP/2: compression tables, settings, streams.
+    Http2,
+    /// An HTTP connection that was turned into something else (a WebSocket).
+    Upgraded,
+    /// The client, or a proxy before it, has said whose connection it is.
+    ProxyHeader,
+    /// SSH: keys.
+    Ssh,
+    /// The server spoke first, and would again: SMTP, FTP, MySQL and others.
+    ServerFirst,
 }
 
 /// Packets and bytes in one direction.
@@ -123,6 +163,14 @@ pub struct Connection {
     pub diversion: DiversionId,
     /// When a packet of it was last seen.
     pub last_activity: Tick,
+    /// TCP: what it is used for.
+    pub talk: Talk,
+    /// TCP: which way new data has gone last.
+    pub last_data: Option<Direction>,
+    /// TCP: a redirect waits for a chance to splice it, or is doing so.
+    pub is_moving: bool,
+    /// TCP: it was spliced, so that its mirror has numbers of its own.
+    pub is_spliced: bool,
     /// TCP: what has been seen of the client.
     pub client: TcpProgress,
     /// TCP: what has been seen of the mirror.
@@ -132,7 +180,7 @@ pub struct Connection {
 }
 
 const _: () = assert!(
-    size_of::<Option<Connection>>() == 144,
+    size_of::<Option<Connection>>() == 184,
     "see ARCHITECTURE.md on memory"
 );
 
@@ -157,6 +205,10 @@ impl Connection {
                 State::Active
             },
             last_activity: now,
+            talk: Talk::default(),
+            last_data: None,
+            is_moving: false,
+            is_spliced: false,
             client: TcpProgress::default(),
             mirror: TcpProgress::default(),
             forward_traffic: TrafficCount::default(),
@@ -218,6 +270,7 @@ impl Connection {
         self.reverse_traffic.packets
             ^ u64::from(self.client_side.service.port)
             ^ u64::from(self.mirror_side.mirror.port)
+            ^ u64::from(self.client.sent)
             ^ self.forward_traffic.packets
             ^ self.forward_traffic.bytes
     }

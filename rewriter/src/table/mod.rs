@@ -14,7 +14,7 @@ mod slot_list;
 mod timer_wheel;
 
 pub use connection::{
-    ClientSide, Connection, Direction, MirrorSide, State, TcpProgress, TrafficCount,
+    ClientSide, Connection, Direction, MirrorSide, State, Talk, TcpProgress, TrafficCount,
 };
 pub use connections::{Connections, FETCHED_AT_ONCE, Slot};
 pub use diversions::{Diversion, DiversionId, Diversions, Refusal, check_proxies};

@@ -100,7 +100,7 @@ impl World {
             assert_eq!(owner.poll_hand_over(), None, "an owner owns");
         }
         for engine in &mut self.engines {
-            sent.extend(std::iter::from_fn(|| engine.poll_transmit()));
+            sent.extend(std::iter::from_fn(|| Some(engine.poll_transmit()?.packet)));
         }
         Arrival { verdict, sent }
     }

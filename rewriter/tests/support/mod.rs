@@ -291,6 +291,8 @@ pub struct World {
     pub now: Time,
     hop_limit: HopLimit,
     next_id: u32,
+    /// How many redirects there have been; the number of the last one.
+    pub redirects: u64,
 }
 
 impl World {
@@ -324,6 +326,7 @@ impl World {
             now,
             hop_limit,
             next_id: 1,
+            redirects: 0,
         }
     }
 
@@ -361,7 +364,10 @@ impl World {
         }
     }
 
-    pub fn redirect(&mut self, redirect: Redirect) -> RedirectOutcome {
+    /// Carries out a redirect, under a number of its own.
+    pub fn redirect(&mut self, mut redirect: Redirect) -> RedirectOutcome {
+        self.redirects += 1;
+        redirect.id = self.redirects;
         let now = self.now;
         self.engines
             .iter_mut()
@@ -432,7 +438,7 @@ impl World {
         self.engines
             .iter_mut()
             .flat_map(|engine| std::iter::from_fn(|| engine.poll_transmit()).collect::<Vec<_>>())
-            .map(|packet| see(&packet))
+            .map(|outgoing| see(&outgoing.packet))
             .collect()
     }
 
