@@ -278,7 +278,8 @@ mod tests {
             service: "10.1.0.1".parse().expect("a service"),
             mirrors: vec!["10.2.0.2".parse().expect("a mirror")],
             from: None,
-            tcp: TcpMove::Reset,
+            tcp: TcpMove::Splice,
+            splice: crate::method::Splice::default(),
             from_mirror: None,
         };
         assert_eq!(

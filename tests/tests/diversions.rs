@@ -171,7 +171,7 @@ fn an_identity_diversion_makes_connections_movable() {
 
     let redirected: RedirectResult = shuntd.ask(&format!("redirect {SERVICE} {MIRROR1}"));
     assert!(redirected.replaced);
-    assert!(redirected.moved >= 1, "{redirected:?}");
+    assert!(redirected.outcome.moved >= 1, "{redirected:?}");
     assert_eq!(
         ask(),
         servers::dns_answer(&lab.mirror1),

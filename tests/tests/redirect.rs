@@ -48,12 +48,17 @@ fn tcp_reset_ends_the_connection_at_both_ends() {
         let mirror1_sees = Capture::start(&lab.mirror1, "eth0", Way::In, "ip or ip6");
 
         let began = Instant::now();
-        let redirected: RedirectResult = shuntd.ask(&format!("redirect {site} {mirror2}"));
+        let redirected: RedirectResult =
+            shuntd.ask(&format!("redirect {site} {mirror2} --tcp reset"));
         let error = conversation.hear().expect_err("the connection was reset");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
         assert!(began.elapsed() < AT_ONCE, "that took {:?}", began.elapsed());
         assert_eq!(
-            (redirected.moved, redirected.reset, redirected.kept),
+            (
+                redirected.outcome.moved,
+                redirected.outcome.reset,
+                redirected.outcome.kept
+            ),
             (0, 1, 0)
         );
 
@@ -95,7 +100,11 @@ fn tcp_rewrite_sends_the_same_connection_elsewhere() {
     let redirected: RedirectResult =
         shuntd.ask("redirect 100.100.100.100:7 10.2.0.3 --tcp rewrite");
     assert_eq!(
-        (redirected.moved, redirected.reset, redirected.kept),
+        (
+            redirected.outcome.moved,
+            redirected.outcome.reset,
+            redirected.outcome.kept
+        ),
         (1, 0, 0)
     );
     let error = conversation
@@ -138,7 +147,11 @@ fn udp_moves_at_once() {
 
     let redirected: RedirectResult = shuntd.ask("redirect 100.100.100.100:53 10.2.0.3");
     assert_eq!(
-        (redirected.moved, redirected.reset, redirected.kept),
+        (
+            redirected.outcome.moved,
+            redirected.outcome.reset,
+            redirected.outcome.kept
+        ),
         (1, 0, 1)
     );
     assert_eq!(dig(&lab, 4000), servers::dns_answer(&lab.mirror2));
@@ -162,7 +175,11 @@ fn from_mirror_moves_only_that_mirrors_connections() {
     let redirected: RedirectResult =
         shuntd.ask("redirect 100.100.100.100:53 100.100.100.100 --from-mirror 10.2.0.2");
     assert_eq!(
-        (redirected.moved, redirected.reset, redirected.kept),
+        (
+            redirected.outcome.moved,
+            redirected.outcome.reset,
+            redirected.outcome.kept
+        ),
         (1, 0, 1)
     );
     assert_eq!(dig(&lab, 4000), servers::dns_answer(&lab.origin));
@@ -198,7 +215,11 @@ fn ping_moves_in_the_middle_of_its_run() {
         mirror1_sees.wait_for(PINGS / 3);
         let redirected: RedirectResult = shuntd.ask(&format!("redirect {site}/icmp {mirror2}"));
         assert_eq!(
-            (redirected.moved, redirected.reset, redirected.kept),
+            (
+                redirected.outcome.moved,
+                redirected.outcome.reset,
+                redirected.outcome.kept
+            ),
             (1, 0, 0)
         );
         let (_, report) = running.wait(Duration::from_secs(10));
@@ -250,7 +271,7 @@ fn a_connection_older_than_its_diversion_goes_on_unchanged() {
         );
         let redirected: RedirectResult = shuntd.ask("redirect 100.100.100.100:7 10.2.0.2");
         assert_eq!(
-            redirected.reset, 0,
+            redirected.outcome.reset, 0,
             "the older connection isn't Shunt's to reset"
         );
         assert_eq!(older.say("a redirect?").expect("an echo"), "a redirect?");

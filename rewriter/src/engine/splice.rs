@@ -577,7 +577,7 @@ impl Engine {
         let due = Time::from(connection.last_activity).after(quiet);
         if due > now {
             self.splices.set_timer(due, Timer::Quiet(slot));
-        } else if is_at_boundary(connection) && connection.client.window > 0 {
+        } else if is_at_boundary(connection) && has_room(connection) {
             self.splices.ready.push_back(slot);
             self.connect_ready(now);
         } else {
@@ -1088,6 +1088,13 @@ impl Released {
 /// Whether both ends scale their windows.
 fn is_scaled(connection: &Connection) -> bool {
     connection.client.window_scale.is_some() && connection.mirror.window_scale.is_some()
+}
+
+/// Whether the client takes another segment. Otherwise the server may have more to say and wait for that
+/// (RFC 9293, section 3.8.6.2.1).
+fn has_room(connection: &Connection) -> bool {
+    let window = u32::from(connection.client.window) << scales(connection).from;
+    window >= 2 * u32::from(connection.client.segment_size.max(536))
 }
 
 /// How the client's windows are scaled, and how it takes the mirror's to be.
