@@ -386,6 +386,7 @@ fn help_shows_the_commands() {
     Commands:
       divert       Send new connections to other servers; existing ones stay where they are
       redirect     Send new and existing connections to other servers
+      redirects    Show what has become of the latest redirects, or have one wait no longer
       restore      Remove a diversion; existing connections stay on their mirror until they end
       list         List the diversions with their mirrors, one line a mirror
       connections  List the connections
@@ -415,13 +416,29 @@ fn the_help_of_a_command_explains_its_values() {
 
     Options:
           --from <CIDR>           Only for these clients
-          --tcp <HOW>             What becomes of established TCP connections [default: reset] [possible
-                                  values: rewrite, reset]
+          --tcp <HOW>             What becomes of established TCP connections [default: splice]
+                                  [possible values: splice, rewrite, reset]
           --from-mirror <MIRROR>  Only the connections that are on this mirror now, IP or IP:PORT
           --json                  Print the result as one JSON object
           --socket <PATH>         The daemon's control socket [env: SHUNT_SOCKET] [default:
                                   /run/shunt/control.sock]
       -h, --help                  Print help (see more with '--help')
+
+    Splicing:
+          --within <TIME>       How long to wait until connections can be spliced [default: 30s]
+          --quiet <TIME|never>  Splice a connection on which nothing has happened for this long, or
+                                never [default: 5s]
+          --then <WHAT>         What becomes of connections that couldn't be spliced in time [default:
+                                leave] [possible values: leave, reset]
+          --otherwise <WHAT>    What becomes of connections that can't be spliced: TLS, SSH, WebSockets
+                                and others [default: leave] [possible values: leave, reset]
+          --release <HOW>       How the old mirror's side is ended [default: fin] [possible values: fin,
+                                rst]
+          --force               Splice connections whatever they are used for
+          --now                 The old mirror is dead: wait for nothing, and reset at once what can't
+                                be spliced
+          --no-wait             Don't wait for connections to be spliced; `redirects` tells what becomes
+                                of them
 
     Values:
       SERVICE  IP[:PORT][/PROTOCOL], the address that clients talk to

@@ -11,8 +11,8 @@
 //!   ([`Protocol`], [`TcpMove`], …) are values with one text form, read by [`std::str::FromStr`] and
 //!   written by [`std::fmt::Display`]. A person types that form on the command line, and JSON carries
 //!   it as a string. What is wrong with a text is said in a sentence by [`TextError`].
-//! - [`Divert`], [`Redirect`], [`Restore`], [`List`], [`ConnectionsQuery`], [`Stats`] and [`Version`]
-//!   are the parameters of one method each. The trait [`Call`] pairs them with their results
+//! - [`Divert`], [`Redirect`], [`RedirectsQuery`], [`Restore`], [`List`], [`ConnectionsQuery`],
+//!   [`Stats`] and [`Version`] are the parameters of one method each. The trait [`Call`] pairs them with their results
 //!   ([`DivertResult`], …), so that no end can mix them up.
 //! - [`read_request`] takes a line to a [`Request`] or to the [`Answer`] that refuses it;
 //!   [`Request::to_line`] and [`Answer::to_line`] write lines. They are pure functions: a server

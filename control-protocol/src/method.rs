@@ -405,14 +405,11 @@ mod tests {
     }
 
     #[test]
-    fn tcp_connections_are_reset_unless_told_otherwise() {
-        assert_eq!(TcpMove::default().as_str(), "reset");
+    fn tcp_connections_are_spliced_unless_told_otherwise() {
+        assert_eq!(TcpMove::default().as_str(), "splice");
         assert_eq!(
-            "splice"
-                .parse::<TcpMove>()
-                .expect_err("unknown")
-                .to_string(),
-            "\"splice\" is not a way to move TCP; expected rewrite or reset"
+            "move".parse::<TcpMove>().expect_err("unknown").to_string(),
+            "\"move\" is not a way to move TCP; expected splice, rewrite or reset"
         );
     }
 }

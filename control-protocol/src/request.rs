@@ -386,8 +386,8 @@ mod tests {
             r#"{"v":1,"id":3,"method":"delete"}"#,
             Some(3),
             ErrorCode::UnknownMethod,
-            "there is no method \"delete\"; expected one of divert, redirect, restore, list, \
-             connections, stats, version",
+            "there is no method \"delete\"; expected one of divert, redirect, redirects, \
+             restore, list, connections, stats, version",
         );
     }
 
