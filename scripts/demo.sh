@@ -167,7 +167,31 @@ expect "http://$SERVICE/ comes from" "$(page)" "mirror 2"
 expect "nginx on mirror 2 was asked by" \
     "$(cut -d' ' -f1 "/run/$PREFIX-lab/mirror2/access.log" | sort -u)" 10.10.10.10
 
-step "Redirect in the middle of a TCP connection: it is reset, and the client comes back at once"
+step "Redirect a live TCP connection: it goes on at the other mirror, and the client doesn't notice"
+rm -f "$FILES/redirected"
+spawn client bash -c "
+    exec 3<>/dev/tcp/$SERVICE/80
+    ask() {
+        printf 'GET / HTTP/1.1\r\nHost: shunt\r\n\r\n' >&3
+        while read -r -t 10 line <&3; do
+            [[ \$line == mirror* ]] && { echo \"\$line\"; return; }
+        done
+    }
+    ask
+    until [[ -e $FILES/redirected ]]; do sleep 0.05; done
+    ask
+" >"$FILES/asked"
+ASKER=$!
+wait_for "the first answer" grep -q mirror "$FILES/asked"
+ctl redirect --no-wait "$SERVICE" 10.2.0.2
+touch "$FILES/redirected"
+wait "$ASKER" || true
+expect "two requests on one connection were answered by" \
+    "$(paste -sd, "$FILES/asked")" "mirror 2,mirror 1"
+ctl redirects
+ctl redirect --no-wait "$SERVICE" 10.2.0.3
+
+step "Redirect in the middle of a TCP connection by reset: the client comes back at once"
 spawn client bash -c "exec cat <>/dev/tcp/$SERVICE/7" >"$FILES/talk" 2>"$FILES/talk.err"
 TALK=$!
 wait_for "the server's greeting" grep -q mirror "$FILES/talk"
