@@ -231,7 +231,8 @@ pub struct Counters {
     pub translated_reverse: Traffic,
     /// Sent on untouched, for want of a diversion.
     pub passed: Traffic,
-    /// Fragments kept until their datagram is whole.
+    /// Packets kept: fragments until their datagram is whole, and what passes between Shunt and a mirror
+    /// while a TCP connection is spliced.
     pub held: Traffic,
     /// Packets given to the worker that owns their connection.
     pub handed_over: u64,

@@ -75,9 +75,9 @@ fn diversions_that_make_no_sense() {
         ),
         ("divert 100.100.100.100", 2, &["MIRROR"]),
         (
-            "redirect 100.100.100.100 10.2.0.2 --tcp splice",
+            "redirect 100.100.100.100 10.2.0.2 --tcp slice",
             2,
-            &["rewrite", "reset"],
+            &["splice", "rewrite", "reset"],
         ),
         ("diverge 100.100.100.100 10.2.0.2", 2, &["diverge"]),
     ] {

@@ -104,7 +104,8 @@ pub struct Counters {
     pub reverse: TrafficCount,
     /// Sent on as they came.
     pub passed: TrafficCount,
-    /// Fragments kept until their datagram is whole.
+    /// Packets kept: fragments until their datagram is whole, and what passes between the engine and a
+    /// mirror while a connection is spliced.
     pub held: TrafficCount,
     /// Datagrams put together from fragments. What becomes of one is counted like a packet, by the
     /// owner of its connection; but in `received` are its fragments.

@@ -405,9 +405,7 @@ impl Engine {
             return None;
         };
         let connection = *self.connections.get(slot)?;
-        let Some(mv) = self.splices.moves.get_mut(&slot) else {
-            return None;
-        };
+        let mv = self.splices.moves.get_mut(&slot)?;
         let ends = segment.flags & (TcpSegment::RST | TcpSegment::FIN | TcpSegment::SYN) != 0;
         match (&mut mv.phase, direction) {
             (Phase::Waiting, Direction::Forward) => {

@@ -66,12 +66,12 @@ impl Packet<'_> {
             self.bytes[start + WINDOW..start + WINDOW + 2]
                 .copy_from_slice(&segment.window.to_be_bytes());
         }
-        if renumbering.timestamp != 0 || renumbering.echo != 0 {
-            if let Some(at) = self.timestamps_at() {
-                self.add(at, renumbering.timestamp);
-                if segment.has(TcpSegment::ACK) {
-                    self.add(at + 4, renumbering.echo);
-                }
+        if (renumbering.timestamp != 0 || renumbering.echo != 0)
+            && let Some(at) = self.timestamps_at()
+        {
+            self.add(at, renumbering.timestamp);
+            if segment.has(TcpSegment::ACK) {
+                self.add(at + 4, renumbering.echo);
             }
         }
         if renumbering.acknowledgement != 0 {
@@ -175,7 +175,7 @@ mod tests {
             prop_assert_eq!(Packet::parse(&mut again).unwrap().transport(), transport);
             let tcp = TcpSlice::from_slice(&packet[20..]).unwrap();
             let sum = tcp.calc_checksum_ipv4([1; 4], [2; 4]).unwrap();
-            let both_zeros = tcp.checksum() % 0xFFFF == 0 && sum % 0xFFFF == 0;
+            let both_zeros = [tcp.checksum(), sum].iter().all(|sum| sum.is_multiple_of(0xFFFF));
             prop_assert!(tcp.checksum() == sum || both_zeros);
             packet[36..38].fill(0);
             let mut expected = expected;
