@@ -4,6 +4,8 @@
 #
 #   scripts/bench.sh                  everything over the network, into docs/results/ (most of an hour)
 #   scripts/bench.sh ARGUMENTS…       what shunt-bench --help says, e.g. --workload udp-1 --rounds 3
+#   scripts/bench.sh splice           what moving live connections costs them, into docs/results/ (8 minutes)
+#   scripts/bench.sh splice ARGUMENTS…    what splice-bench --help says
 #   scripts/bench.sh memory           the engine in memory, by criterion
 #   scripts/bench.sh instructions     how many instructions a packet takes, by callgrind
 #
@@ -52,5 +54,10 @@ ensure_packages "${PACKAGES[@]}"
 [[ -e $STREAM_MODULE ]] || ensure_packages "no-such-command:libnginx-mod-stream"
 cargo build --release --locked -p rewriter -p control-cli -p benches
 trap '"$ROOT/scripts/topology.sh" sweep' EXIT
+program=shunt-bench
+if [[ ${1:-} == splice ]]; then
+    program=splice-bench
+    shift
+fi
 (($#)) || set -- --out docs/results
-"$TARGET/release/shunt-bench" "$@"
+"$TARGET/release/$program" "$@"

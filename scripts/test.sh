@@ -24,6 +24,8 @@ PACKAGES=(
     "${LAB_PACKAGES[@]}" nft:nftables wrk:wrk iperf3:iperf3 dig:bind9-dnsutils dnsmasq:dnsmasq-base
     ss:iproute2 shellcheck:shellcheck traceroute:traceroute tracepath:iputils-tracepath mtr:mtr-tiny
     sshd:openssh-server ssh:openssh-client redis-server:redis-server redis-cli:redis-tools
+    openssl:openssl nfs-cp:libnfs-utils ganesha.nfsd:nfs-ganesha-vfs rpcbind:rpcbind tc:iproute2
+    websocketd:websocketd aiosmtpd:python3-aiosmtpd
 )
 
 # as_root COMMAND…: as we are when root, otherwise inside a user namespace.
@@ -96,6 +98,7 @@ stage_bench() {
         return
     fi
     scripts/bench.sh --quick
+    scripts/bench.sh splice --quick
 }
 
 stage_scenarios() {
@@ -184,6 +187,8 @@ done
 
 shout "tools"
 need_cargo
+# A module of Python has no command to tell whether it is there.
+/usr/bin/python3 -c "import websockets" &>/dev/null || PACKAGES+=(no-such-command:python3-websockets)
 ensure_packages "${PACKAGES[@]}"
 
 LOG=$(mktemp)

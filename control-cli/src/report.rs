@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use control_protocol::{
     ConnectionInfo, Counters, Divert, DivertResult, ListResult, Mirror, MirrorAddress, Outcome,
@@ -55,7 +56,7 @@ pub fn redirect<W: Write>(
         for (name, count) in named(outcome) {
             writeln!(output, "{name}\t{count}")?;
         }
-        return Ok(());
+        return fields(output, &[("longest_hold_us", &outcome.longest_hold_us)]);
     }
     let target = target(&request.mirrors, *replaced);
     writeln!(
@@ -70,6 +71,10 @@ pub fn redirect<W: Write>(
         if is_usual || count > 0 {
             writeln!(output, "  {name:<24} {count:>10}")?;
         }
+    }
+    if outcome.longest_hold_us > 0 {
+        let hold = Duration::from_micros(outcome.longest_hold_us);
+        writeln!(output, "longest hold of a request: {hold:.1?}")?;
     }
     if outcome.waiting > 0 {
         writeln!(output, "see what becomes of them: shuntctl redirects {id}")?;
@@ -86,6 +91,7 @@ fn named(outcome: &Outcome) -> Vec<(String, u64)> {
         reset,
         kept,
         refused,
+        longest_hold_us: _,
     } = outcome;
     let mut named: Vec<(String, u64)> = [
         ("moved", moved),
@@ -454,6 +460,7 @@ mod tests {
                 reset: 3,
                 kept: 1,
                 refused: [("tls".to_owned(), 4)].into(),
+                longest_hold_us: 1234,
                 ..Outcome::default()
             },
         };
@@ -467,6 +474,7 @@ mod tests {
                reset                             3\n  \
                kept                              1\n  \
                refused (tls)                     4\n\
+             longest hold of a request: 1.2ms\n\
              see what becomes of them: shuntctl redirects 7\n"
         );
         assert_eq!(
@@ -476,7 +484,7 @@ mod tests {
                 &result
             )),
             "replaced\ttrue\nid\t7\nmoved\t12\nwaiting\t2\nleft\t0\nreset\t3\nkept\t1\n\
-             refused (tls)\t4\n"
+             refused (tls)\t4\nlongest_hold_us\t1234\n"
         );
 
         let restore_request = Restore { service, from };

@@ -52,6 +52,10 @@ pub struct Outcome {
     /// without any are left out.
     #[serde(default)]
     pub refused: BTreeMap<String, u64>,
+    /// The longest, in microseconds, that what a client sent was held while its connection was being
+    /// spliced; 0 if nothing was.
+    #[serde(default)]
+    pub longest_hold_us: u64,
 }
 
 /// Answer to [`crate::RedirectsQuery`].

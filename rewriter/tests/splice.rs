@@ -283,7 +283,9 @@ fn answer(mirror: usize, number: u32) -> Vec<u8> {
 }
 
 fn request(number: u32) -> Vec<u8> {
-    let length = number.wrapping_mul(40_503) % 250;
+    // One in four is longer than what is on its way at once.
+    let most = if number % 4 == 3 { 3000 } else { 250 };
+    let length = number.wrapping_mul(40_503) % most;
     let mut request = format!("Q{number}:").into_bytes();
     request.extend((0..length).map(|at| b'A' + ((at ^ number) % 26) as u8));
     request.push(b'\n');

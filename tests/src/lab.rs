@@ -74,6 +74,52 @@ impl Lab {
         }
     }
 
+    /// Makes every link between client, rewriter and mirrors bad for TCP: of twenty packets that come to a
+    /// host one is lost, and of those that leave it one in twenty goes through a narrow queue, and is overtaken.
+    #[track_caller]
+    pub fn make_links_bad(&self) {
+        for (host, interfaces) in self.bad_links() {
+            let mut code = String::from(
+                "nft add table inet bad
+                 nft add chain inet bad in '{ type filter hook prerouting priority -300; }'
+                 nft add rule inet bad in meta l4proto tcp numgen random mod 20 == 0 drop
+                 nft add chain inet bad out '{ type filter hook postrouting priority 300; }'
+                 nft add rule inet bad out meta l4proto tcp numgen random mod 20 == 0 \
+                     meta priority set 1:2\n",
+            );
+            for interface in interfaces {
+                code += &format!(
+                    "tc qdisc add dev {interface} root handle 1: htb default 1
+                     tc class add dev {interface} parent 1: classid 1:1 htb rate 10gbit quantum 60000
+                     tc class add dev {interface} parent 1: classid 1:2 htb rate 100mbit quantum 60000
+                     tc qdisc add dev {interface} parent 1:2 pfifo limit 4\n"
+                );
+            }
+            host.shell(&code).success();
+        }
+    }
+
+    /// Undoes [`Lab::make_links_bad`].
+    #[track_caller]
+    pub fn make_links_good(&self) {
+        for (host, interfaces) in self.bad_links() {
+            let mut code = String::from("nft delete table inet bad\n");
+            for interface in interfaces {
+                code += &format!("tc qdisc del dev {interface} root\n");
+            }
+            host.shell(&code).success();
+        }
+    }
+
+    fn bad_links(&self) -> [(&Host, &'static [&'static str]); 4] {
+        [
+            (&self.client, &["eth0"]),
+            (&self.rewriter, &["client", "mirror1", "mirror2"]),
+            (&self.mirror1, &["eth0"]),
+            (&self.mirror2, &["eth0"]),
+        ]
+    }
+
     /// A directory for the scenario's own files, gone with the lab.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, TcpStream};
+use std::path::Path;
 
 use crate::lab::{Host, bracketed};
 use crate::process::Background;
@@ -13,7 +14,7 @@ pub const LARGE: usize = 8 << 20;
 /// nginx at the ports 80 and 8080, over both families.
 ///
 /// `/` answers with the host's title; `/once/` does so and closes the connection; `/large` is a
-/// file of [`LARGE`] bytes.
+/// file of [`LARGE`] bytes; what is put to `/sent/` is kept.
 #[derive(Debug)]
 pub struct Nginx<'lab> {
     host: &'lab Host,
@@ -65,6 +66,23 @@ impl<'lab> Nginx<'lab> {
     #[track_caller]
     pub fn large(&self) -> Vec<u8> {
         fs::read(self.host.file("nginx/html/large")).expect("written at its start")
+    }
+
+    /// Offers another file, by its name.
+    #[track_caller]
+    pub fn serve(&self, file: &Path) {
+        let name = file.file_name().expect("a file");
+        let page = self.host.file("nginx/html").join(name);
+        fs::hard_link(file, page).expect("both are in the scratch directory");
+    }
+
+    /// What was put to `/sent/` under this name, which is forgotten.
+    #[track_caller]
+    pub fn take_sent(&self, name: &str) -> Option<Vec<u8>> {
+        let file = self.host.file("nginx/html/sent").join(name);
+        let bytes = fs::read(&file).ok()?;
+        fs::remove_file(file).expect("it was there");
+        Some(bytes)
     }
 
     /// Everyone who came, in order.
@@ -175,6 +193,40 @@ pub fn dnsmasq(host: &Host) -> Background {
     let program = host.spawn(&mut command, "dnsmasq");
     host.wait_for_listener("udp", 53);
     host.wait_for_listener("tcp", 53);
+    program
+}
+
+/// An NFS server (nfs-ganesha, version 3 over TCP) that exports the folder `tree` for reading, with its
+/// ports 2049 and, for mounting, 20048. Servers of one folder know it by the same file handles.
+#[track_caller]
+pub fn nfs(host: &Host, tree: &Path) -> Background {
+    let configuration = host.file("ganesha.conf");
+    let tree = tree.display();
+    let text = format!(
+        "NFS_CORE_PARAM {{
+            Protocols = 3; NFS_Port = 2049; MNT_Port = 20048;
+            Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false;
+        }}
+        EXPORT {{
+            Export_Id = 1; Path = {tree}; Pseudo = {tree};
+            Protocols = 3; Transports = TCP; SecType = sys; Squash = none; Access_Type = RO;
+            FSAL {{ Name = VFS; }}
+        }}"
+    );
+    fs::write(&configuration, text).expect("a small file");
+    // It registers with a portmapper of its own, whose socket is in /run. Both end with `unshare`.
+    let mut command = host.command("unshare");
+    command
+        .args(["--mount", "--pid", "--fork", "--kill-child", "bash", "-euc"])
+        .arg(format!(
+            "mount -t tmpfs none /run
+             mkdir /run/rpcbind /run/ganesha
+             rpcbind
+             exec ganesha.nfsd -F -f {} -L STDOUT -p /run/ganesha/pid",
+            configuration.display()
+        ));
+    let program = host.spawn(&mut command, "ganesha.nfsd");
+    host.wait_for_listener("tcp", 2049);
     program
 }
 

@@ -152,6 +152,7 @@ pub(super) fn outcome(outcome: &RedirectOutcome) -> Outcome {
             .filter(|(_, count)| *count > 0)
             .map(|(obstacle, count)| (obstacle.name().to_owned(), count))
             .collect(),
+        longest_hold_us: u64::try_from(outcome.longest_hold.as_micros()).unwrap_or(u64::MAX),
     }
 }
 

@@ -3,6 +3,8 @@
 //! A redirect looks at every connection, a slice at a time, so that packets needn't wait for all of
 //! them: the worker calls [`Engine::sweep`] between its batches.
 
+use std::time::Duration;
+
 use control_protocol::{MirrorAddress, Protocol, TcpMove};
 
 use super::splice::{Obstacle, SpliceOrders};
@@ -56,6 +58,8 @@ pub struct RedirectOutcome {
     pub left: u64,
     /// Connections that can't be spliced, by [`Obstacle`].
     pub refused: [u64; Obstacle::ALL.len()],
+    /// The longest that what a client sent was held while its connection was being spliced.
+    pub longest_hold: Duration,
 }
 
 impl RedirectOutcome {
@@ -72,6 +76,7 @@ impl RedirectOutcome {
             waiting: self.waiting + other.waiting,
             left: self.left + other.left,
             refused,
+            longest_hold: self.longest_hold.max(other.longest_hold),
         }
     }
 }
@@ -143,7 +148,7 @@ impl Engine {
         }
         if diversion.has_mirror(service, mirror) {
             // Whatever an earlier redirect had in mind for it.
-            self.stop_moving(slot);
+            self.call_off(slot, now);
             return Move::Kept;
         }
         // Until the mirror has answered the SYN there is nothing that another mirror wouldn't know.
@@ -152,7 +157,7 @@ impl Engine {
             self.begin_move(slot, &connection, redirect, now);
             return Move::Splicing;
         }
-        self.stop_moving(slot);
+        self.call_off(slot, now);
         if is_open && redirect.tcp == TcpMove::Reset {
             self.reset(slot, &connection, now);
             return Move::Reset;

@@ -231,6 +231,7 @@ struct Connecting {
 struct Held {
     packet: Vec<u8>,
     offload: VnetHeader,
+    since: Time,
 }
 
 /// By how much the numbers of a spliced connection's mirror differ from those the client knows.
@@ -350,9 +351,7 @@ impl Engine {
         redirect: &Redirect,
         now: Time,
     ) {
-        // What an earlier redirect has begun is over.
-        self.abandon(slot, now);
-        self.leave(slot);
+        self.call_off(slot, now);
         let orders = redirect.splice;
         if matches!(connection.state, State::Closing) {
             self.outcome_mut(redirect.id).left += 1;
@@ -423,7 +422,7 @@ impl Engine {
                     connection.client.window = segment.window;
                 }
                 self.connect(slot, now)
-                    .then(|| self.hold_segment(slot, packet, offload))
+                    .then(|| self.hold_segment(slot, packet, offload, now))
             }
             (Phase::Waiting, Direction::Reverse) => None,
             (Phase::Connecting(_), Direction::Forward) => {
@@ -431,7 +430,7 @@ impl Engine {
                     self.abandon(slot, now);
                     None
                 } else if segment.payload > 0 || segment.has(TcpSegment::FIN) {
-                    Some(self.hold_segment(slot, packet, offload))
+                    Some(self.hold_segment(slot, packet, offload, now))
                 } else {
                     // The old mirror may want to know.
                     None
@@ -451,7 +450,13 @@ impl Engine {
 
     /// Keeps a segment of the client's until the mirror is there. One too many is lost, as on any link,
     /// and the client will send it again.
-    fn hold_segment(&mut self, slot: Slot, packet: &Packet<'_>, offload: &VnetHeader) -> Verdict {
+    fn hold_segment(
+        &mut self,
+        slot: Slot,
+        packet: &Packet<'_>,
+        offload: &VnetHeader,
+        now: Time,
+    ) -> Verdict {
         if let Some(Move {
             phase: Phase::Connecting(connecting),
             ..
@@ -463,6 +468,7 @@ impl Engine {
             connecting.held.push(Held {
                 packet: packet.bytes().to_vec(),
                 offload: *offload,
+                since: now,
             });
         }
         Verdict::Held
@@ -517,6 +523,12 @@ impl Engine {
             }
         }
         self.connect_ready(now);
+    }
+
+    /// What an earlier redirect has begun is over: the connection stays where it is.
+    pub(super) fn call_off(&mut self, slot: Slot, now: Time) {
+        self.abandon(slot, now);
+        self.leave(slot);
     }
 
     /// A connection ends: nobody need wait for it.
@@ -802,7 +814,7 @@ impl Engine {
             let segment = acknowledge(connection, &joined, syn.next_sequence());
             self.outbox.extend(segment.build().map(Into::into));
         }
-        self.deliver(held, now);
+        self.deliver(redirect, held, now);
         self.release(before, &old_numbers, orders.release, now);
         let outcome = self.splices.outcome(redirect);
         outcome.waiting -= 1;
@@ -810,11 +822,16 @@ impl Engine {
         self.connect_ready(now);
     }
 
-    /// Takes the client's segments where the connection goes now.
-    fn deliver(&mut self, held: Vec<Held>, now: Time) {
+    /// Takes the client's segments, which were held for a redirect, where the connection goes now.
+    fn deliver(&mut self, redirect: u64, held: Vec<Held>, now: Time) {
+        if let Some(first) = held.first() {
+            let outcome = self.splices.outcome(redirect);
+            outcome.longest_hold = outcome.longest_hold.max(now.since(first.since));
+        }
         for Held {
             mut packet,
             mut offload,
+            since: _,
         } in held
         {
             let verdict = self.handle(&mut packet, &mut offload, now);
@@ -827,10 +844,13 @@ impl Engine {
     /// Stops connecting, if that has begun: the connection waits again, and the old mirror gets what was
     /// held.
     fn abandon(&mut self, slot: Slot, now: Time) {
+        let Some(redirect) = self.splices.moves.get(&slot).map(|mv| mv.redirect) else {
+            return;
+        };
         let held = self.stop_connecting(slot);
         // So that nothing is held a second time.
         self.set_moving(slot, false);
-        self.deliver(held, now);
+        self.deliver(redirect, held, now);
         let waits = self.splices.moves.contains_key(&slot);
         self.set_moving(slot, waits);
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
+use benches::report::{Machine, Spread, short};
 use serde_json::{Value, json};
 
 use crate::system::{Family, System};
@@ -49,32 +49,6 @@ struct Column {
     median: f64,
     /// To nftables in the same round; none if nftables wasn't measured.
     ratio: Option<Spread>,
-}
-
-/// Of one number in all rounds.
-#[derive(Debug, Clone, Copy)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-impl Spread {
-    fn of(mut numbers: Vec<f64>) -> Option<Self> {
-        numbers.sort_by(f64::total_cmp);
-        let (least, most) = (*numbers.first()?, *numbers.last()?);
-        let middle = numbers.len() / 2;
-        let median = if numbers.len() % 2 == 1 {
-            numbers[middle]
-        } else {
-            f64::midpoint(numbers[middle - 1], numbers[middle])
-        };
-        Some(Self {
-            median,
-            least,
-            most,
-        })
-    }
 }
 
 /// One figure's key, in the order of the report, and its numbers by system and round.
@@ -123,7 +97,13 @@ impl Report {
         Ok(Self {
             rounds,
             seconds,
-            machine: Machine::look()?,
+            machine: Machine::look(&[
+                ("nftables", "nft --version"),
+                ("haproxy", "haproxy -v"),
+                ("nginx", "nginx -v"),
+                ("iperf3", "iperf3 --version"),
+                ("wrk", "wrk --version"),
+            ])?,
             rows,
             failures,
         })
@@ -223,7 +203,7 @@ impl Report {
         json!({
             "rounds": self.rounds,
             "seconds": self.seconds,
-            "machine": self.machine.0,
+            "machine": self.machine.names(),
             "figures": rows,
             "failures": self.failures,
         })
@@ -329,78 +309,4 @@ fn colour(system: System) -> &'static str {
         System::Shunt => "#3060c0",
         System::ShuntNoOffload => "#80a0e0",
     }
-}
-
-/// Three digits that count.
-fn short(number: f64) -> String {
-    match number {
-        n if n >= 100_000.0 => format!("{:.0} k", n / 1000.0),
-        n if n >= 100.0 => format!("{n:.0}"),
-        n if n >= 10.0 => format!("{n:.1}"),
-        n => format!("{n:.2}"),
-    }
-}
-
-/// What it ran on: names and versions.
-#[derive(Debug)]
-struct Machine(BTreeMap<&'static str, String>);
-
-impl Machine {
-    fn look() -> anyhow::Result<Self> {
-        let cpu = fs::read_to_string("/proc/cpuinfo")?;
-        let memory = fs::read_to_string("/proc/meminfo")?;
-        let field = |text: &str, name: &str| {
-            let line = text.lines().find(|line| line.starts_with(name));
-            let value = line.and_then(|line| line.split_once(':'));
-            value.map_or_else(String::new, |(_, value)| value.trim().to_owned())
-        };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut about = BTreeMap::from([
-            ("cpu", field(&cpu, "model name")),
-            ("cores", cores.to_string()),
-            ("memory", field(&memory, "MemTotal")),
-            (
-                "kernel",
-                fs::read_to_string("/proc/sys/kernel/osrelease")?
-                    .trim()
-                    .to_owned(),
-            ),
-            ("shunt", env!("CARGO_PKG_VERSION").to_owned()),
-        ]);
-        for (name, command) in [
-            ("nftables", "nft --version"),
-            ("haproxy", "haproxy -v"),
-            ("nginx", "nginx -v"),
-            ("iperf3", "iperf3 --version"),
-            ("wrk", "wrk --version"),
-            ("commit", "git rev-parse --short HEAD"),
-        ] {
-            about.insert(name, version(command));
-        }
-        Ok(Self(about))
-    }
-
-    fn describe(&self) -> String {
-        let words: Vec<String> = self
-            .0
-            .iter()
-            .filter(|(_, value)| !value.is_empty())
-            .map(|(name, value)| format!("{name}: {value}"))
-            .collect();
-        words.join("; ")
-    }
-}
-
-/// The first line that a program says of itself, wherever it says it.
-fn version(command: &str) -> String {
-    let mut words = command.split(' ');
-    let Some(output) = words
-        .next()
-        .and_then(|program| Command::new(program).args(words).output().ok())
-    else {
-        return String::new();
-    };
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    said.lines().next().unwrap_or_default().trim().to_owned()
 }
