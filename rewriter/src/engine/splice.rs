@@ -37,6 +37,7 @@ use control_protocol::{Fallback, Protocol, Release};
 
 use super::redirect::{Redirect, RedirectOutcome};
 use super::segment::Segment;
+use super::tcp::later;
 use super::{Engine, Outgoing, Time, Verdict, is_taken, reset};
 use crate::packet::{
     Flow, Packet, Renumbering, TcpOffer, TcpSegment, Timestamps, Transport, VnetHeader,
@@ -1058,8 +1059,12 @@ impl Released {
             return None;
         }
         let is_in_order = segment.sequence == self.acknowledgement;
-        if self.how == Release::Rst || segment.has(TcpSegment::SYN) || segment.payload > 0 {
-            // It has more to say, and nobody listens.
+        // Its acknowledgement was lost.
+        let is_repeated =
+            later(self.acknowledgement, segment.next_sequence()) == self.acknowledgement;
+        let has_more = segment.payload > 0 && !is_repeated;
+        if self.how == Release::Rst || segment.has(TcpSegment::SYN) || has_more {
+            // Nobody listens any more.
             self.is_done = true;
             return refuse(packet, segment);
         }
@@ -1067,13 +1072,13 @@ impl Released {
         {
             self.is_done = true;
         }
-        if !segment.has(TcpSegment::FIN) {
+        if !segment.has(TcpSegment::FIN) && segment.payload == 0 {
             return None;
         }
         if let (Some(ours), Some(theirs)) = (&mut self.timestamps, packet.timestamps()) {
             ours.echo = theirs.value;
         }
-        if is_in_order {
+        if is_in_order && segment.has(TcpSegment::FIN) {
             self.acknowledgement = segment.next_sequence();
         }
         self.segment(self.sequence.wrapping_add(1), 0).build()
