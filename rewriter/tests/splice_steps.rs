@@ -718,3 +718,29 @@ fn errors_quote_the_numbers_that_their_receiver_knows() {
     verify(&packet);
     assert_eq!(packet[28 + 24..28 + 28], (CLIENTS + 4).to_be_bytes());
 }
+
+/// The client hasn't had all of the answer when it asks again: that is no boundary.
+#[test]
+fn a_request_before_the_answers_end_goes_to_the_old_mirror() {
+    let mut story = Story::begin();
+    let redirect = story.redirect(SpliceOrders::default());
+    story.old(Segment::new(ACK, OLDS, CLIENTS).data(b"and more"));
+    let early = Segment::new(ACK, CLIENTS, OLDS).data(b"next");
+    assert!(story.client(early).is_some());
+    assert_eq!(story.outcome(redirect).waiting, 1);
+    assert_eq!(story.sent_to(NEW), []);
+}
+
+/// The old mirror repeats its last answer while the client is in the middle of its next request: that isn't
+/// an answer to it.
+#[test]
+fn a_repeated_answer_is_no_answer() {
+    let mut story = Story::begin();
+    story.client(Segment::new(ACK, CLIENTS, OLDS).data(b"half"));
+    story.old(Segment::new(ACK, OLDS, CLIENTS + 4));
+    story.old(Segment::new(ACK, 7001, CLIENTS + 4).data(b"answer"));
+    let redirect = story.redirect(SpliceOrders::default());
+    let rest = Segment::new(ACK, CLIENTS + 4, OLDS).data(b"rest");
+    assert!(story.client(rest).is_some(), "it goes to the old mirror");
+    assert_eq!(story.outcome(redirect).waiting, 1);
+}
