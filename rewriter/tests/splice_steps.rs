@@ -157,10 +157,10 @@ impl Story {
             Segment::new(SYN | ACK, 7000, 1001),
             scales.map(|scales| scales.1),
         );
-        story.old(answer);
+        story.hear_old(answer);
         story.client(Segment::new(ACK, 1001, 7001));
         story.client(Segment::new(ACK, 1001, 7001).data(request));
-        story.old(Segment::new(ACK, 7001, CLIENTS).data(b"answer"));
+        story.hear_old(Segment::new(ACK, 7001, CLIENTS).data(b"answer"));
         story.client(Segment::new(ACK, CLIENTS, OLDS));
         story
     }
@@ -206,12 +206,12 @@ impl Story {
         }
     }
 
-    fn old(&mut self, segment: Segment) -> Option<Segment> {
+    fn hear_old(&mut self, segment: Segment) -> Option<Segment> {
         let segment = self.stamped(segment, false);
         self.mirror(OLD, segment)
     }
 
-    fn new(&mut self, segment: Segment) -> Option<Segment> {
+    fn hear_new(&mut self, segment: Segment) -> Option<Segment> {
         self.mirror(NEW, segment)
     }
 
@@ -299,7 +299,7 @@ fn a_request_is_held_and_goes_to_the_new_mirror() {
     assert_eq!(outcome.longest_hold, Duration::from_millis(30));
 
     let answer = story
-        .new(Segment::new(ACK, ours, CLIENTS + 8).data(b"yes"))
+        .hear_new(Segment::new(ACK, ours, CLIENTS + 8).data(b"yes"))
         .unwrap();
     assert_eq!(
         (answer.sequence, answer.acknowledgement),
@@ -323,7 +323,7 @@ fn an_old_mirror_is_released_in_order() {
         (FIN | ACK, CLIENTS, OLDS)
     );
     // It repeats what was acknowledged long ago: then the acknowledgement was lost.
-    story.old(Segment::new(ACK, 7001, CLIENTS).data(b"answer"));
+    story.hear_old(Segment::new(ACK, 7001, CLIENTS).data(b"answer"));
     let answers = story.sent_to(OLD);
     assert_eq!((answers[0].flags, answers[0].acknowledgement), (ACK, OLDS));
     // Unacknowledged, the FIN is repeated.
@@ -331,7 +331,7 @@ fn an_old_mirror_is_released_in_order() {
     assert_eq!(story.sent_to(OLD)[0].flags, FIN | ACK);
     // It ends its side, and does so twice.
     for _ in 0..2 {
-        story.old(Segment::new(FIN | ACK, OLDS, CLIENTS + 1));
+        story.hear_old(Segment::new(FIN | ACK, OLDS, CLIENTS + 1));
         let answers = story.sent_to(OLD);
         assert_eq!(answers.len(), 1);
         assert_eq!(
@@ -355,7 +355,7 @@ fn an_old_mirror_is_released_in_order() {
 fn an_old_mirror_that_has_more_to_say_is_reset() {
     let mut story = Story::moved(Release::Fin);
     story.sent_to(OLD);
-    story.old(Segment::new(ACK, OLDS, CLIENTS).data(b"news"));
+    story.hear_old(Segment::new(ACK, OLDS, CLIENTS).data(b"news"));
     let answers = story.sent_to(OLD);
     assert_eq!((answers[0].flags, answers[0].sequence), (RST, CLIENTS));
 }
@@ -377,7 +377,7 @@ fn an_old_mirror_can_be_released_by_a_reset() {
     let mut story = Story::moved(Release::Rst);
     let resets = story.sent_to(OLD);
     assert_eq!((resets[0].flags & RST, resets[0].sequence), (RST, CLIENTS));
-    story.old(Segment::new(ACK, 7001, CLIENTS).data(b"answer"));
+    story.hear_old(Segment::new(ACK, 7001, CLIENTS).data(b"answer"));
     assert_eq!(story.sent_to(OLD)[0].flags, RST);
 }
 
@@ -386,7 +386,7 @@ fn an_old_mirror_can_be_released_by_a_reset() {
 fn a_repeated_syn_ack_is_acknowledged_again() {
     let mut story = Story::moved(Release::Fin);
     story.sent_to(NEW);
-    assert_eq!(story.new(Segment::new(SYN | ACK, NEWS, CLIENTS)), None);
+    assert_eq!(story.hear_new(Segment::new(SYN | ACK, NEWS, CLIENTS)), None);
     let answers = story.sent_to(NEW);
     assert_eq!(answers.len(), 1);
     assert_eq!(
@@ -421,7 +421,7 @@ fn syns_are_repeated_until_the_mirror_is_given_up() {
         (sent[0].sequence, &sent[0].payload[..]),
         (CLIENTS, &b"next"[..])
     );
-    let answer = story.old(Segment::new(ACK, OLDS, CLIENTS + 4).data(b"yes"));
+    let answer = story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 4).data(b"yes"));
     assert_eq!(answer.unwrap().sequence, OLDS);
 }
 
@@ -432,14 +432,14 @@ fn windows_are_rescaled() {
     story.ask();
     let syn = story.sent_to(NEW).pop().unwrap();
     assert_eq!(syn.scale, Some(7), "the client's own");
-    story.new(Segment::new(SYN | ACK, NEWS, CLIENTS).scale(9).window(2000));
+    story.hear_new(Segment::new(SYN | ACK, NEWS, CLIENTS).scale(9).window(2000));
     let (_, _, there) = story
         .client(Segment::new(ACK, CLIENTS, OLDS).window(500))
         .unwrap();
     assert_eq!(there.window, 500, "scaled as the SYN said");
     for (window, seen) in [(10, 10 << 6), (1023, 1023 << 6), (5000, u16::MAX)] {
         let segment = Segment::new(ACK, NEWS + 1, CLIENTS).window(window);
-        assert_eq!(story.new(segment).unwrap().window, seen);
+        assert_eq!(story.hear_new(segment).unwrap().window, seen);
     }
 }
 
@@ -449,13 +449,13 @@ fn a_mirror_that_does_not_scale_gets_windows_as_they_are() {
     story.redirect(SpliceOrders::default());
     story.ask();
     story.sent_to(NEW);
-    story.new(Segment::new(SYN | ACK, NEWS, CLIENTS).window(2000));
+    story.hear_new(Segment::new(SYN | ACK, NEWS, CLIENTS).window(2000));
     for (window, seen) in [(3, 3 << 7), (600, u16::MAX)] {
         let segment = Segment::new(ACK, CLIENTS, OLDS).window(window);
         assert_eq!(story.client(segment).unwrap().2.window, seen);
     }
     let segment = Segment::new(ACK, NEWS + 1, CLIENTS).window(4001);
-    assert_eq!(story.new(segment).unwrap().window, 4001 >> 3);
+    assert_eq!(story.hear_new(segment).unwrap().window, 4001 >> 3);
 }
 
 #[test]
@@ -465,14 +465,14 @@ fn timestamps_are_translated() {
     story.ask();
     let syn = story.sent_to(NEW).pop().unwrap();
     assert_eq!(syn.timestamps, Some((100, 0)));
-    story.new(Segment::new(SYN | ACK, NEWS, CLIENTS).times(33, 100));
+    story.hear_new(Segment::new(SYN | ACK, NEWS, CLIENTS).times(33, 100));
     let sent = story.sent_to(NEW);
     assert!(
         sent.iter()
             .all(|segment| segment.timestamps == Some((100, 33))),
         "{sent:?}"
     );
-    let answer = story.new(Segment::new(ACK, NEWS + 1, CLIENTS + 4).times(40, 100));
+    let answer = story.hear_new(Segment::new(ACK, NEWS + 1, CLIENTS + 4).times(40, 100));
     assert_eq!(answer.unwrap().timestamps, Some((90_007, 100)));
     let thanks = Segment::new(ACK, CLIENTS + 4, OLDS).times(120, 90_007);
     assert_eq!(story.client(thanks).unwrap().2.timestamps, Some((120, 40)));
@@ -484,7 +484,7 @@ fn a_mirror_without_timestamps_cannot_have_a_connection_with_them() {
     let redirect = story.redirect(SpliceOrders::default());
     story.ask();
     story.sent_to(NEW);
-    story.new(Segment::new(SYN | ACK, NEWS, CLIENTS));
+    story.hear_new(Segment::new(SYN | ACK, NEWS, CLIENTS));
     assert_eq!(
         story.outcome(redirect).refused[Obstacle::Options as usize],
         1
@@ -510,7 +510,7 @@ fn a_mirror_with_an_older_connection_gets_a_reset_and_another_syn() {
     let redirect = story.redirect(SpliceOrders::default());
     story.ask();
     story.sent_to(NEW);
-    story.new(Segment::new(ACK, 3, 4));
+    story.hear_new(Segment::new(ACK, 3, 4));
     let answers = story.sent_to(NEW);
     assert_eq!((answers[0].flags, answers[0].sequence), (RST, 4));
     story.world.pass_time(Duration::from_millis(250));
@@ -524,7 +524,7 @@ fn an_old_mirror_that_speaks_after_all_keeps_the_connection() {
     let redirect = story.redirect(SpliceOrders::default());
     story.ask();
     story.sent_to(NEW);
-    let more = story.old(Segment::new(ACK, OLDS, CLIENTS).data(b"more"));
+    let more = story.hear_old(Segment::new(ACK, OLDS, CLIENTS).data(b"more"));
     assert_eq!(more.unwrap().payload, b"more");
     let engine = &mut story.world.engines[0];
     let sent: Vec<_> = std::iter::from_fn(|| engine.poll_transmit())
@@ -540,7 +540,7 @@ fn an_old_mirror_that_speaks_after_all_keeps_the_connection() {
     );
     assert_eq!(story.outcome(redirect).waiting, 1);
     // The next boundary will do.
-    story.old(Segment::new(ACK, OLDS + 4, CLIENTS + 4).data(b"yes"));
+    story.hear_old(Segment::new(ACK, OLDS + 4, CLIENTS + 4).data(b"yes"));
     assert_eq!(
         story.client(Segment::new(ACK, CLIENTS + 4, OLDS + 7).data(b"more")),
         None
@@ -625,7 +625,7 @@ fn a_continue_is_no_answer() {
     let put = b"PUT";
     story.client(Segment::new(ACK, CLIENTS, OLDS).data(put));
     let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
-    story.old(Segment::new(ACK, OLDS, CLIENTS + 3).data(go_on));
+    story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 3).data(go_on));
     let redirect = story.redirect(SpliceOrders::default());
     let body = Segment::new(ACK, CLIENTS + 3, OLDS + go_on.len() as u32).data(b"body");
     assert!(story.client(body).is_some(), "it goes to the old mirror");
@@ -655,7 +655,7 @@ fn what_is_held_is_bounded() {
 #[test]
 fn a_spliced_connection_is_reset() {
     let mut story = Story::moved(Release::Fin);
-    story.new(Segment::new(ACK, NEWS + 1, CLIENTS + 4).data(b"yes"));
+    story.hear_new(Segment::new(ACK, NEWS + 1, CLIENTS + 4).data(b"yes"));
     story.client(Segment::new(ACK, CLIENTS + 4, OLDS + 3));
     story.sent_to(NEW);
     let diversion = story.world.divert(SERVICE, &[OLD]);
@@ -724,7 +724,7 @@ fn errors_quote_the_numbers_that_their_receiver_knows() {
 fn a_request_before_the_answers_end_goes_to_the_old_mirror() {
     let mut story = Story::begin();
     let redirect = story.redirect(SpliceOrders::default());
-    story.old(Segment::new(ACK, OLDS, CLIENTS).data(b"and more"));
+    story.hear_old(Segment::new(ACK, OLDS, CLIENTS).data(b"and more"));
     let early = Segment::new(ACK, CLIENTS, OLDS).data(b"next");
     assert!(story.client(early).is_some());
     assert_eq!(story.outcome(redirect).waiting, 1);
@@ -737,8 +737,8 @@ fn a_request_before_the_answers_end_goes_to_the_old_mirror() {
 fn a_repeated_answer_is_no_answer() {
     let mut story = Story::begin();
     story.client(Segment::new(ACK, CLIENTS, OLDS).data(b"half"));
-    story.old(Segment::new(ACK, OLDS, CLIENTS + 4));
-    story.old(Segment::new(ACK, 7001, CLIENTS + 4).data(b"answer"));
+    story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 4));
+    story.hear_old(Segment::new(ACK, 7001, CLIENTS + 4).data(b"answer"));
     let redirect = story.redirect(SpliceOrders::default());
     let rest = Segment::new(ACK, CLIENTS + 4, OLDS).data(b"rest");
     assert!(story.client(rest).is_some(), "it goes to the old mirror");

@@ -38,6 +38,7 @@ impl Hash for Flow {
 
 impl Packet<'_> {
     /// The flow that it belongs to. `None`: a fragment, or an ICMP message other than an echo.
+    #[inline(always)]
     pub fn flow(&self) -> Option<Flow> {
         Flow::of(self.transport(), self.source(), self.destination())
     }
@@ -53,6 +54,7 @@ impl Flow {
         }
     }
 
+    #[inline(always)]
     pub(super) fn of(transport: Transport, source: Address, destination: Address) -> Option<Self> {
         let (protocol, source_port, destination_port) = match transport {
             Transport::Tcp(segment) => {

@@ -216,6 +216,9 @@ impl<'a> Packet<'a> {
     /// # Errors
     /// The first thing found wrong. The IP header's checksum isn't verified: it is updated by a
     /// difference, so a wrong one stays wrong and the next host will drop the packet.
+    // Inlined, with what it calls for IPv4, for the reason that is given at `Transport::parse`: it takes a
+    // sixth off the whole way through the engine.
+    #[inline(always)]
     pub fn parse(bytes: &'a mut [u8]) -> Result<Self, Malformed> {
         match bytes.first().ok_or(Malformed::Empty)? >> 4 {
             4 => Self::parse_v4(bytes),
@@ -224,6 +227,7 @@ impl<'a> Packet<'a> {
         }
     }
 
+    #[inline(always)]
     fn parse_v4(bytes: &'a mut [u8]) -> Result<Self, Malformed> {
         use field::ipv4::{FRAGMENT, LENGTH, PROTOCOL, TOTAL_LENGTH};
         if bytes.len() < LENGTH {

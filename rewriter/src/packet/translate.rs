@@ -147,6 +147,7 @@ impl Packet<'_> {
     }
 
     /// Raises the TTL or hop limit by one, unless it is the greatest there is.
+    #[inline(always)]
     pub fn raise_hop_limit(&mut self) {
         if self.is_v4() {
             use field::ipv4::{CHECKSUM, TTL};
