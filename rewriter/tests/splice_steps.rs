@@ -253,7 +253,7 @@ impl Story {
     fn accept(&mut self) {
         let syn = self.sent_to(NEW).pop().unwrap();
         assert_eq!((syn.flags, syn.sequence), (SYN, CLIENTS - 1));
-        self.new(Segment::new(SYN | ACK, NEWS, CLIENTS));
+        self.hear_new(Segment::new(SYN | ACK, NEWS, CLIENTS));
     }
 
     /// Redirected and moved.
