@@ -403,7 +403,7 @@ fn target(mirrors: &[Mirror], replaced: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use control_protocol::{DiversionInfo, DiversionState, MirrorInfo, Traffic};
+    use control_protocol::{DiversionInfo, DiversionState, MirrorInfo, RedirectInfo, Traffic};
 
     const TERMINAL: Format = Format::Terminal { bold: false };
 
@@ -541,6 +541,42 @@ mod tests {
         10.1.0.1:80/tcp	-	10.2.0.2:80	1	12	active
         10.1.0.1:80/tcp	-	10.2.0.3:80	0	1	active
         10.1.0.9	10.0.0.0/8	10.2.0.4	0	7	restored
+        ");
+    }
+
+    #[test]
+    fn redirects_have_a_line_each() {
+        let outcome = Outcome {
+            moved: 12,
+            waiting: 2,
+            left: 1,
+            refused: [("ssh".to_owned(), 1), ("tls".to_owned(), 4)].into(),
+            ..Outcome::default()
+        };
+        let result = RedirectsResult {
+            redirects: vec![
+                RedirectInfo {
+                    id: 6,
+                    service: "10.1.0.9".parse().expect("a service"),
+                    age_seconds: 70,
+                    outcome: Outcome::default(),
+                },
+                RedirectInfo {
+                    id: 7,
+                    service: "10.1.0.1:80/tcp".parse().expect("a service"),
+                    age_seconds: 3,
+                    outcome,
+                },
+            ],
+        };
+        insta::assert_snapshot!(written(TERMINAL, |output| redirects(output, &result)), @r"
+        ID  SERVICE          SECONDS  MOVED  WAITING  LEFT  RESET  KEPT  REFUSED
+        6   10.1.0.9              70      0        0     0      0     0  -
+        7   10.1.0.1:80/tcp        3     12        2     1      0     0  1 ssh, 4 tls
+        ");
+        insta::assert_snapshot!(written(Format::Plain, |output| redirects(output, &result)), @r"
+        6	10.1.0.9	70	0	0	0	0	0	-
+        7	10.1.0.1:80/tcp	3	12	2	1	0	0	1 ssh, 4 tls
         ");
     }
 
