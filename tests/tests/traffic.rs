@@ -58,7 +58,8 @@ fn on_the_wire(lab: &Lab, words: &str) -> Seen {
 }
 
 /// TCP over both families: to the mirror, from it, both at once, and four at a time. At 60 Mbit/s in
-/// all, so that every packet can be looked at.
+/// all, so that every packet can be looked at. (What iperf3 says that it received in a second depends on
+/// how busy the machine is: nothing, at times.)
 #[test]
 fn iperf3_over_tcp() {
     let lab = Lab::new();
@@ -66,21 +67,21 @@ fn iperf3_over_tcp() {
     let shuntd = Shuntd::start(&lab, "");
     for (service, mirror) in [(SERVICE, MIRROR1), (SERVICE6, MIRROR1_6)] {
         shuntd.ctl(&format!("divert {service} {mirror}")).success();
-        for (way, sums) in [
-            ("--bitrate 60M", &["sum_received"][..]),
-            ("--bitrate 60M --reverse", &["sum_received"]),
-            ("--bitrate 15M --parallel 4", &["sum_received"]),
-            ("--bitrate 15M --parallel 4 --reverse", &["sum_received"]),
-            (
-                "--bitrate 30M --bidir",
-                &["sum_received", "sum_received_bidir_reverse"],
-            ),
+        for (way, goes_up, goes_down) in [
+            ("--bitrate 60M", true, false),
+            ("--bitrate 60M --reverse", false, true),
+            ("--bitrate 15M --parallel 4", true, false),
+            ("--bitrate 15M --parallel 4 --reverse", false, true),
+            ("--bitrate 30M --bidir", true, true),
         ] {
             let seen = on_the_wire(&lab, &format!("{service} --time 1 {way}"));
-            for sum in sums {
-                let bytes = seen.report[sum]["bytes"].as_u64();
+            for (arrived, is_wanted) in [(&seen.mirror, goes_up), (&seen.client, goes_down)] {
+                let bytes: usize = arrived.iter().map(|packet| packet.payload().len()).sum();
                 // A second's worth of at least 30 Mbit/s is 3.75 MB.
-                assert!(bytes > Some(2_000_000), "{way}: {sum} of {bytes:?} bytes");
+                assert!(
+                    bytes > 2_000_000 || !is_wanted,
+                    "{way}: {bytes} bytes of data arrived"
+                );
             }
         }
     }
