@@ -216,7 +216,9 @@ impl End {
         if let Some((value, echo)) = segment.timestamps {
             let is_old = value.wrapping_sub(self.recent) >= 1 << 31;
             if !is_syn && is_old {
-                return true;
+                // Acknowledgements aren't acknowledged: two ends whose packets overtake each other could
+                // go on with that for ever (the concern of RFC 5961, section 7).
+                return !segment.payload.is_empty() || segment.flags & FIN != 0;
             }
             if !is_syn || !self.established {
                 self.recent = value;
@@ -504,6 +506,7 @@ impl Simulation {
                 self.answered,
                 self.weather.requests
             );
+            assert!(self.packets < 1_000_000, "a storm of packets");
             self.poll_ends();
             self.poll_engine();
             // Ends look at their clocks often.
