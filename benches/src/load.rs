@@ -12,7 +12,7 @@ use rewriter::engine::{
     Config, Engine, FETCHED_AT_ONCE, HopLimit, Ownership, Redirect, Sweep, Time, Timeouts, Verdict,
 };
 use rewriter::packet::VnetHeader;
-use rewriter::table::{Diversion, DiversionId};
+use rewriter::table::{ClientGroups, Diversion, DiversionId};
 
 /// UDP payload that makes a frame of 64 bytes on Ethernet, its checksum included.
 const PAYLOAD: usize = 18;
@@ -138,6 +138,7 @@ fn engine(connections: usize) -> Engine {
         proxy_ports: 1024..=65535,
         max_connections: connections,
         max_connections_per_client: None,
+        client_groups: ClientGroups::default(),
         timeouts: Timeouts::default(),
         mss_clamp: None,
         hop_limit: HopLimit::Raise,

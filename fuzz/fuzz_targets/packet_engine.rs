@@ -15,7 +15,7 @@ use rewriter::engine::{
     Config, Engine, HopLimit, Ownership, Redirect, Sweep, Time, Timeouts, Verdict,
 };
 use rewriter::packet::{Packet, VnetHeader};
-use rewriter::table::{Diversion, DiversionId};
+use rewriter::table::{ClientGroups, Diversion, DiversionId};
 
 const SERVICES: [&str; 4] =
     ["100.1.1.1:80", "100.1.1.1", "[2001:db8::100]:80/tcp", "2001:db8::100"];
@@ -63,6 +63,7 @@ impl World {
                     proxy_ports: 80..=95,
                     max_connections: 20,
                     max_connections_per_client: Some(8),
+                    client_groups: ClientGroups::default(),
                     timeouts: Timeouts::default(),
                     mss_clamp: Some(1400),
                     hop_limit: if worker == 1 { HopLimit::Lower } else { HopLimit::Raise },
@@ -132,8 +133,8 @@ impl World {
             while let Some(mut sent) = engine.poll_transmit() {
                 Packet::parse(&mut sent.packet).expect("what the engine builds is well-formed");
             }
-            let used: u64 = engine.usage().map(|(_, _, count)| count).sum();
-            assert_eq!(used, engine.connections().len() as u64, "usage counts every connection");
+            let used: u64 = engine.aggregates().iter().map(|a| a.connections).sum();
+            assert_eq!(used, engine.connections().len() as u64, "each connection belongs to one aggregate");
         }
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use crate::engine::Timeouts;
-use crate::table::{Refusal, check_proxies};
+use crate::table::{ClientGroups, Refusal, check_proxies};
 
 /// As long as it takes to wake a thread, and more: what comes within it is not held up.
 const USUAL_BUSY_POLL: Duration = Duration::from_micros(50);
@@ -60,6 +60,12 @@ pub struct Options {
     /// client may be stopped a little before the limit.
     #[arg(long, value_name = "N")]
     pub max_connections_per_client: Option<u32>,
+    /// Bits of an IPv4 client's address that tell its prefix, by which clients are measured [default: 24]
+    #[arg(long, value_name = "0-32")]
+    pub client_prefix_v4: Option<u8>,
+    /// Bits of an IPv6 client's address that tell its prefix, by which clients are measured [default: 48]
+    #[arg(long, value_name = "0-128")]
+    pub client_prefix_v6: Option<u8>,
     /// Forget an established TCP connection that is idle for this long [default: 2h4m]
     #[arg(long, value_name = "TIME")]
     pub tcp_established_timeout: Option<Timeout>,
@@ -303,6 +309,8 @@ pub struct Settings {
     pub max_connections_per_client: Option<u32>,
     /// When idle connections are forgotten.
     pub timeouts: Timeouts,
+    /// Whose connections are taken together when they are measured.
+    pub client_groups: ClientGroups,
     /// The packet size in bytes that announced TCP segment sizes are lowered to; none: they aren't.
     pub mss_clamp: Option<u16>,
     /// Where the control socket is.
@@ -435,6 +443,8 @@ impl Options {
             max_connections_per_client: self
                 .max_connections_per_client
                 .or(other.max_connections_per_client),
+            client_prefix_v4: self.client_prefix_v4.or(other.client_prefix_v4),
+            client_prefix_v6: self.client_prefix_v6.or(other.client_prefix_v6),
             tcp_established_timeout: self
                 .tcp_established_timeout
                 .or(other.tcp_established_timeout),
@@ -519,6 +529,13 @@ impl Options {
         within("filter-preference", filter_preference.into(), 1, 61_440)?;
         let mark = self.mark.unwrap_or(3353);
         within("mark", mark.into(), 1, u64::from(u32::MAX))?;
+        let usual_groups = ClientGroups::default();
+        let client_groups = ClientGroups {
+            v4: self.client_prefix_v4.unwrap_or(usual_groups.v4),
+            v6: self.client_prefix_v6.unwrap_or(usual_groups.v6),
+        };
+        within("client-prefix-v4", client_groups.v4.into(), 0, 32)?;
+        within("client-prefix-v6", client_groups.v6.into(), 0, 128)?;
         let usual = Timeouts::default();
         let timeout = |given: Option<Timeout>, usual| given.map_or(usual, |timeout| timeout.0);
         Ok(Settings {
@@ -529,6 +546,7 @@ impl Options {
             workers,
             max_connections,
             max_connections_per_client: per_client,
+            client_groups,
             timeouts: Timeouts {
                 tcp_established: timeout(self.tcp_established_timeout, usual.tcp_established),
                 tcp_transitory: timeout(self.tcp_transitory_timeout, usual.tcp_transitory),
@@ -610,6 +628,8 @@ mod tests {
             workers = 1
             max-connections = 1000
             max-connections-per-client = 10
+            client-prefix-v4 = 16
+            client-prefix-v6 = 56
             tcp-established-timeout = "1h"
             tcp-transitory-timeout = "90s"
             udp-timeout = "30s"
@@ -648,6 +668,7 @@ mod tests {
             ),
             (1000, Some(10))
         );
+        assert_eq!(settings.client_groups, ClientGroups { v4: 16, v6: 56 });
         assert_eq!(settings.timeouts.tcp_established, Duration::from_secs(3600));
         assert_eq!(settings.timeouts.tcp_transitory, Duration::from_secs(90));
         assert_eq!(settings.timeouts.udp, Duration::from_secs(30));
@@ -658,7 +679,7 @@ mod tests {
         assert_eq!(settings.busy_poll, Duration::from_micros(20));
         // As many keys as the command line has flags, so none has been forgotten above.
         let command = Options::augment_args(clap::Command::new("shuntd"));
-        assert_eq!(command.get_arguments().count(), 26);
+        assert_eq!(command.get_arguments().count(), 28);
     }
 
     #[test]

@@ -232,6 +232,7 @@ fn start_workers(settings: &Settings, tun: TunDevice) -> Result<(Workers, Vec<Ex
         max_connections_per_client: settings
             .max_connections_per_client
             .map(|limit| limit.div_ceil(settings.workers.into())),
+        client_groups: settings.client_groups,
         timeouts: settings.timeouts,
         mss_clamp: settings.mss_clamp,
         hop_limit: match settings.egress {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use control_protocol::{Protocol, TcpMove};
 use rewriter::engine::{DropReason, Redirect, RedirectOutcome, Verdict};
-use rewriter::table::{Direction, DiversionId};
+use rewriter::table::{AggregateKey, Direction, DiversionId};
 use support::*;
 
 const OTHER: &str = "10.2.0.3:80";
@@ -363,8 +363,15 @@ fn usage_follows_connections_as_they_come_move_and_go() {
     }
     let usage = |world: &World| {
         world.engines[0]
-            .usage()
-            .map(|(id, mirror, count)| (id, SocketAddr::from(mirror), count))
+            .aggregates()
+            .iter()
+            .filter(|aggregate| aggregate.connections > 0)
+            .map(|aggregate| {
+                let AggregateKey {
+                    diversion, mirror, ..
+                } = aggregate.key;
+                (diversion, SocketAddr::from(mirror), aggregate.connections)
+            })
             .collect::<Vec<_>>()
     };
     assert_eq!(usage(&world), [(id, address(MIRROR), 3)]);

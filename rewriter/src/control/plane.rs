@@ -398,11 +398,15 @@ impl Plane {
         let mut sum: HashMap<DiversionId, BTreeMap<Endpoint, u64>> = HashMap::new();
         for worker in self
             .workers
-            .ask_all(|engine| engine.usage().collect::<Vec<_>>())
+            .ask_all(|engine| {
+                let used = engine.aggregates().iter().filter(|a| a.connections > 0);
+                used.map(|a| (a.key, a.connections)).collect::<Vec<_>>()
+            })
             .await?
         {
-            for (diversion, mirror, count) in worker {
-                *sum.entry(diversion).or_default().entry(mirror).or_default() += count;
+            for (key, count) in worker {
+                let mirrors = sum.entry(key.diversion).or_default();
+                *mirrors.entry(key.mirror).or_default() += count;
             }
         }
         Ok(sum)

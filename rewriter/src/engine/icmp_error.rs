@@ -10,7 +10,7 @@
 //! mirror sees the proxy in place of the client and of every router on the way to it (RFC 5508,
 //! REQ-5 c).
 //!
-//! An error changes nothing in the table: it neither refreshes a connection nor ends it (RFC 5508,
+//! An error changes nothing in the table but that it is counted: it neither refreshes a connection nor ends it (RFC 5508,
 //! REQ-6; RFC 4787, REQ-12; RFC 5382, REQ-10).
 
 use super::{DropReason, Engine, Verdict};
@@ -23,7 +23,7 @@ const LARGEST_WINDOW: u32 = 1 << 30;
 
 impl Engine {
     /// Decides on an ICMP error to a proxy address.
-    pub(super) fn decide_reverse_error(&self, packet: &mut Packet<'_>) -> Verdict {
+    pub(super) fn decide_reverse_error(&mut self, packet: &mut Packet<'_>) -> Verdict {
         let unsolicited = Verdict::Dropped(DropReason::UnsolicitedIcmpError);
         let Some(quoted) = Quoted::of(packet, Direction::Forward) else {
             return unsolicited;
@@ -32,7 +32,7 @@ impl Engine {
         if owner != self.worker {
             return Verdict::HandOver { owner };
         }
-        let Some((_, connection)) = self.sender_of(&quoted, Direction::Forward) else {
+        let Some((slot, connection)) = self.sender_of(&quoted, Direction::Forward) else {
             return unsolicited;
         };
         if let Some(reason) = quoted.refusal(connection, &connection.client) {
@@ -49,12 +49,13 @@ impl Engine {
         let translation = connection.translation(Direction::Reverse).turned();
         // The client's own numbers, which the mirror has been sent as they are.
         packet.translate_error(source, client.address, &translation, 0);
+        self.count_icmp_error(slot);
         Verdict::Translated(Direction::Reverse)
     }
 
     /// Decides on an ICMP error to any other address. One that is about no connection may be about
     /// a packet of the service's own, on a connection that began before the diversion: it passes.
-    pub(super) fn decide_forward_error(&self, packet: &mut Packet<'_>) -> Verdict {
+    pub(super) fn decide_forward_error(&mut self, packet: &mut Packet<'_>) -> Verdict {
         if !self.diversions.concern(packet.destination()) {
             return Verdict::Passed;
         }
@@ -80,7 +81,18 @@ impl Engine {
             &translation,
             numbers.acknowledgement,
         );
+        self.count_icmp_error(slot);
         Verdict::Translated(Direction::Forward)
+    }
+
+    fn count_icmp_error(&mut self, slot: Slot) {
+        if let Some(connection) = self.connections.get_mut(slot) {
+            let timing = &mut connection.timing;
+            timing.icmp_errors = timing.icmp_errors.saturating_add(1);
+            if let Some(totals) = self.aggregates.totals_mut(connection.aggregate) {
+                totals.icmp_errors += 1;
+            }
+        }
     }
 
     /// The connection that sent the quoted packet in this direction, after its translation.
@@ -129,7 +141,8 @@ impl Quoted {
             return Some(DropReason::ConnectionWasReset);
         }
         let sequence = self.sequence?;
-        let is_plausible = !sender.begun || sender.sent.wrapping_sub(sequence) <= LARGEST_WINDOW;
+        let is_plausible =
+            !sender.has(TcpProgress::BEGUN) || sender.sent.wrapping_sub(sequence) <= LARGEST_WINDOW;
         (!is_plausible).then_some(DropReason::ImplausibleIcmpError)
     }
 }

@@ -22,6 +22,7 @@ mod counters;
 mod fragments;
 mod icmp_error;
 mod identification;
+mod measure;
 mod notice;
 mod ownership;
 mod reassembly;
@@ -33,12 +34,11 @@ mod talk;
 mod tcp;
 mod time;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use ahash::RandomState;
 use control_protocol::{ClientPrefix, Protocol, Service};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -58,10 +58,12 @@ use notice::Budget;
 use reassembly::Reassembler;
 use splice::Splices;
 
-use crate::packet::{Datagram, Endpoint, Flow, GsoType, Packet, TcpSegment, Transport, VnetHeader};
+use crate::packet::{
+    Address, Datagram, Endpoint, Flow, GsoType, Packet, TcpSegment, Transport, VnetHeader,
+};
 use crate::table::{
-    ClientSide, Connection, Connections, Direction, Diversion, DiversionId, Diversions, MirrorSide,
-    ProxyPool, Slot, State, Taken, Tick,
+    AggregateId, Aggregates, ClientGroups, ClientSide, Connection, Connections, Direction,
+    Diversion, DiversionId, Diversions, MirrorSide, ProxyPool, Slot, State, Taken, Tick,
 };
 
 /// How many connections are looked at in one [`Engine::handle_timeout`].
@@ -168,6 +170,8 @@ pub struct Config {
     pub max_connections: usize,
     /// How many connections one client address may have in this engine; none: as many as it likes.
     pub max_connections_per_client: Option<u32>,
+    /// Whose connections are taken together when they are measured.
+    pub client_groups: ClientGroups,
     /// When idle connections are forgotten.
     pub timeouts: Timeouts,
     /// The packet size in bytes that the segment size in a SYN is lowered to; none: it is left alone.
@@ -187,8 +191,7 @@ pub struct Engine {
     diversions: Diversions,
     connections: Connections,
     pool: ProxyPool,
-    /// How many connections follow a diversion to a mirror.
-    usage: HashMap<(DiversionId, Endpoint), u64, RandomState>,
+    aggregates: Aggregates,
     /// How many connections each client has, if there is a limit.
     clients: Option<Clients>,
     counters: Counters,
@@ -218,7 +221,7 @@ impl Engine {
             diversions: Diversions::default(),
             connections: Connections::with_capacity(config.max_connections, now.tick()),
             pool: ProxyPool::new(&config.proxies, &config.proxy_ports, config.worker, workers),
-            usage: HashMap::default(),
+            aggregates: Aggregates::new(config.client_groups),
             clients: config.max_connections_per_client.map(Clients::limited_to),
             counters: Counters::default(),
             alert: None,
@@ -337,11 +340,9 @@ impl Engine {
         &self.connections
     }
 
-    /// How many connections follow a diversion to a mirror; only those that some do.
-    pub fn usage(&self) -> impl Iterator<Item = (DiversionId, Endpoint, u64)> {
-        self.usage
-            .iter()
-            .map(|((diversion, mirror), count)| (*diversion, *mirror, *count))
+    /// What has been measured, by diversion, mirror and client prefix.
+    pub fn aggregates(&self) -> &Aggregates {
+        &self.aggregates
     }
 
     fn decide(&mut self, packet: &mut Packet<'_>, offload: &VnetHeader, now: Time) -> Verdict {
@@ -469,10 +470,12 @@ impl Engine {
         {
             self.evict(slot);
         }
-        let connection = Connection::new(protocol, client_side, mirror_side, diversion, now.tick());
+        let aggregate = self.join_aggregate(diversion, mirror, client.address);
+        let connection = Connection::new(protocol, client_side, mirror_side, aggregate, now.tick());
         let due = now.tick().after(self.timeouts.of(&connection));
         let Some(slot) = self.connections.insert(connection, due) else {
             self.pool.give_back(Slot::MAX, protocol, &mirror_side);
+            self.aggregates.leave(aggregate);
             self.alert = Some(Alert::TableFull {
                 connections: self.connections.len(),
             });
@@ -481,7 +484,6 @@ impl Engine {
         if let Some(clients) = &mut self.clients {
             clients.add(client.address);
         }
-        *self.usage.entry((diversion, mirror)).or_default() += 1;
         self.counters.created += 1;
         Ok(Some(slot))
     }
@@ -537,6 +539,7 @@ impl Engine {
             return Verdict::Dropped(DropReason::NoConnection);
         };
         let (is_moving, is_spliced) = (connection.is_moving, connection.is_spliced);
+        let mut tcp = None;
         if let Transport::Tcp(mut segment) = packet.transport() {
             if connection.state == State::Reset {
                 let source = Endpoint {
@@ -567,28 +570,31 @@ impl Engine {
             {
                 return verdict;
             }
-            let Some(connection) = self.connections.get_mut(slot) else {
-                return Verdict::Dropped(DropReason::NoConnection);
-            };
-            let before = connection.state;
-            tcp::follow(connection, direction, packet, &segment);
-            let after = connection.state;
-            if after != before {
-                self.enter(slot, after, now);
-            }
-        } else if direction == Direction::Reverse && connection.reverse_traffic.packets == 0 {
-            // The mirror has answered, so this is no part of a flood.
-            self.connections.set_expendable(slot, false, now.tick());
+            tcp = Some(segment);
         }
         let Some(connection) = self.connections.get_mut(slot) else {
             return Verdict::Dropped(DropReason::NoConnection);
         };
+        let Some(totals) = self.aggregates.totals_mut(connection.aggregate) else {
+            return Verdict::Dropped(DropReason::NoConnection);
+        };
+        let before = connection.state;
+        match &tcp {
+            Some(segment) => {
+                measure::segment(connection, totals, direction, segment, now);
+                tcp::follow(connection, totals, direction, packet, segment);
+            }
+            None => measure::datagram(connection, totals, direction, now),
+        }
+        let after = connection.state;
+        let is_answer = direction == Direction::Reverse && connection.reverse_traffic.packets == 0;
         connection.last_activity = now.tick();
         let traffic = match direction {
             Direction::Forward => &mut connection.forward_traffic,
             Direction::Reverse => &mut connection.reverse_traffic,
         };
         traffic.add(packet.length());
+        totals.one_way(direction).add_packet(packet.length());
         packet.translate(&connection.translation(direction), offload.needs_csum());
         if is_spliced && direction == Direction::Forward {
             let numbers = self.splices.joined(slot).forward;
@@ -596,6 +602,12 @@ impl Engine {
         }
         if let Some(mtu) = self.mss_clamp {
             packet.clamp_mss(mtu, offload.needs_csum());
+        }
+        if after != before {
+            self.enter(slot, after, now);
+        } else if is_answer && tcp.is_none() {
+            // The mirror has answered, so this is no part of a flood.
+            self.connections.set_expendable(slot, false, now.tick());
         }
         Verdict::Translated(direction)
     }
@@ -655,20 +667,41 @@ impl Engine {
         if let Some(connection) = self.connections.remove(slot) {
             self.pool
                 .give_back(slot, connection.protocol(), connection.mirror_side());
-            self.forget_usage(connection.diversion, connection.mirror_side().mirror);
+            if connection.reverse_traffic.packets == 0
+                && let Some(totals) = self.aggregates.totals_mut(connection.aggregate)
+            {
+                totals.unanswered += 1;
+            }
+            self.aggregates.leave(connection.aggregate);
             if let Some(clients) = &mut self.clients {
                 clients.remove(connection.client_side().client.address);
             }
         }
     }
 
-    fn forget_usage(&mut self, diversion: DiversionId, mirror: Endpoint) {
-        if let Some(count) = self.usage.get_mut(&(diversion, mirror)) {
-            *count -= 1;
-            if *count == 0 {
-                self.usage.remove(&(diversion, mirror));
-            }
+    /// Counts a connection of `client` among those that follow this diversion to this mirror.
+    fn join_aggregate(
+        &mut self,
+        diversion: DiversionId,
+        mirror: Endpoint,
+        client: Address,
+    ) -> AggregateId {
+        let aggregate = self.aggregates.enter(diversion, mirror, client);
+        if let Some(totals) = self.aggregates.totals_mut(aggregate) {
+            totals.opened += 1;
         }
+        aggregate
+    }
+
+    /// Counts a connection among others than before.
+    fn change_aggregate(
+        &mut self,
+        before: &Connection,
+        diversion: DiversionId,
+        mirror: Endpoint,
+    ) -> AggregateId {
+        self.aggregates.leave(before.aggregate);
+        self.join_aggregate(diversion, mirror, before.client_side().client.address)
     }
 }
 

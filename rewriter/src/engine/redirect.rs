@@ -10,7 +10,7 @@ use control_protocol::{MirrorAddress, Protocol, TcpMove};
 use super::splice::{Obstacle, SpliceOrders};
 use super::{Engine, Time, is_taken, reset};
 use crate::packet::Endpoint;
-use crate::table::{Connection, DiversionId, MirrorSide, Slot, State};
+use crate::table::{Connection, DiversionId, MirrorSide, Slot, State, TcpProgress};
 
 /// Which connections to move, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +152,7 @@ impl Engine {
             return Move::Kept;
         }
         // Until the mirror has answered the SYN there is nothing that another mirror wouldn't know.
-        let is_open = protocol == Protocol::Tcp && connection.mirror.begun;
+        let is_open = protocol == Protocol::Tcp && connection.mirror.has(TcpProgress::BEGUN);
         if is_open && redirect.tcp == TcpMove::Splice {
             self.begin_move(slot, &connection, redirect, now);
             return Move::Splicing;
@@ -215,11 +215,10 @@ impl Engine {
         };
         self.connections.move_to(slot, new);
         self.pool.give_back(slot, protocol, &old);
+        let aggregate = self.change_aggregate(connection, diversion, mirror);
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.diversion = diversion;
+            connection.aggregate = aggregate;
         }
-        self.forget_usage(connection.diversion, old.mirror);
-        *self.usage.entry((diversion, mirror)).or_default() += 1;
         self.counters.moved += 1;
         true
     }

@@ -16,10 +16,8 @@ pub(super) fn both_ends(
 ) -> impl Iterator<Item = Vec<u8>> {
     let ClientSide { client, service } = *connection.client_side();
     let MirrorSide { proxy, mirror } = *connection.mirror_side();
-    let mirror_in_its_own_numbers = TcpProgress {
-        sent: connection.mirror.sent.wrapping_add(forward.acknowledgement),
-        ..connection.mirror
-    };
+    let mut mirror_in_its_own_numbers = connection.mirror;
+    mirror_in_its_own_numbers.sent = connection.mirror.sent.wrapping_add(forward.acknowledgement);
     to_end(service, client, &connection.mirror, &connection.client).chain(to_end(
         proxy,
         mirror,
@@ -35,7 +33,9 @@ fn to_end(
     sender: &TcpProgress,
     receiver: &TcpProgress,
 ) -> impl Iterator<Item = Vec<u8>> + use<> {
-    let expected = receiver.has_acknowledged.then_some(receiver.acknowledged);
+    let expected = receiver
+        .has(TcpProgress::ACKNOWLEDGED)
+        .then_some(receiver.acknowledged);
     let in_flight = (expected != Some(sender.sent)).then_some(sender.sent);
     let acknowledgement = receiver.sent;
     expected

@@ -43,7 +43,9 @@ use crate::packet::{
     Flow, Packet, Renumbering, TcpOffer, TcpSegment, Timestamps, Transport, VnetHeader,
     WindowScales,
 };
-use crate::table::{Connection, Direction, DiversionId, MirrorSide, Slot, State, Talk};
+use crate::table::{
+    Connection, Direction, DiversionId, MirrorSide, Slot, State, Talk, TcpProgress,
+};
 
 /// How long after each SYN to the new mirror the next is sent, or the mirror given up: 3 s altogether.
 const SYN_INTERVALS: [Duration; 4] = [
@@ -313,8 +315,8 @@ fn is_at_boundary(connection: &Connection) -> bool {
 /// Whether the server has acknowledged all that the client sent and was the last to speak.
 fn is_answered(connection: &Connection) -> bool {
     connection.state == State::Established
-        && connection.mirror.has_acknowledged
-        && connection.client.has_acknowledged
+        && connection.mirror.has(TcpProgress::ACKNOWLEDGED)
+        && connection.client.has(TcpProgress::ACKNOWLEDGED)
         && connection.mirror.acknowledged == connection.client.sent
         && connection.last_data != Some(Direction::Forward)
 }
@@ -707,8 +709,8 @@ impl Engine {
                 segment_size: (client.segment_size > 0).then(|| {
                     limit.map_or(client.segment_size, |limit| limit.min(client.segment_size))
                 }),
-                window_scale: mirror.window_scale.and(client.window_scale),
-                sack: client.has_sack && mirror.has_sack,
+                window_scale: mirror.window_scale().and(client.window_scale()),
+                sack: client.has(TcpProgress::SACK) && mirror.has(TcpProgress::SACK),
                 timestamps: has_timestamps(connection).then_some(Timestamps {
                     value: client.timestamp,
                     echo: 0,
@@ -802,13 +804,11 @@ impl Engine {
         let old_numbers = self.splices.joined(slot);
         let joined = Joined::between(before, syn, offer);
         self.splices.joined.insert(slot, joined);
-        let old = *before.mirror_side();
         self.connections.move_to(slot, side);
-        self.forget_usage(before.diversion, old.mirror);
-        *self.usage.entry((diversion, side.mirror)).or_default() += 1;
+        let aggregate = self.change_aggregate(before, diversion, side.mirror);
         self.counters.moved += 1;
         if let Some(connection) = self.connections.get_mut(slot) {
-            connection.diversion = diversion;
+            connection.aggregate = aggregate;
             connection.is_moving = false;
             connection.is_spliced = true;
             connection.last_activity = now.tick();
@@ -1110,7 +1110,7 @@ impl Released {
 
 /// Whether both ends scale their windows.
 fn is_scaled(connection: &Connection) -> bool {
-    connection.client.window_scale.is_some() && connection.mirror.window_scale.is_some()
+    connection.client.window_scale().is_some() && connection.mirror.window_scale().is_some()
 }
 
 /// Whether the client takes another segment. Otherwise the server may have more to say and wait for that
@@ -1123,8 +1123,8 @@ fn has_room(connection: &Connection) -> bool {
 /// How the client's windows are scaled, and how it takes the mirror's to be.
 fn scales(connection: &Connection) -> WindowScales {
     match (
-        connection.client.window_scale,
-        connection.mirror.window_scale,
+        connection.client.window_scale(),
+        connection.mirror.window_scale(),
     ) {
         (Some(from), Some(to)) => WindowScales { from, to },
         _ => WindowScales::default(),
@@ -1133,7 +1133,7 @@ fn scales(connection: &Connection) -> WindowScales {
 
 /// Whether the connection's segments have timestamps.
 fn has_timestamps(connection: &Connection) -> bool {
-    connection.client.has_timestamps && connection.mirror.has_timestamps
+    connection.client.has(TcpProgress::TIMESTAMPS) && connection.mirror.has(TcpProgress::TIMESTAMPS)
 }
 
 /// An acknowledgement to a spliced connection's mirror, in the client's name.

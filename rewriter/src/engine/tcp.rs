@@ -2,11 +2,12 @@
 
 use super::talk;
 use crate::packet::{Packet, TcpSegment};
-use crate::table::{Connection, Direction, State, TcpProgress};
+use crate::table::{Connection, Direction, State, TcpProgress, Totals};
 
 /// Takes note of a segment that passes.
 pub(super) fn follow(
     connection: &mut Connection,
+    totals: &mut Totals,
     direction: Direction,
     packet: &Packet<'_>,
     segment: &TcpSegment,
@@ -18,11 +19,19 @@ pub(super) fn follow(
         Direction::Forward => (&mut connection.client, &connection.mirror),
         Direction::Reverse => (&mut connection.mirror, &connection.client),
     };
-    let receiver_has_begun = receiver.begun;
+    let receiver_has_begun = receiver.has(TcpProgress::BEGUN);
     let is_reset = segment.has(TcpSegment::RST) && can_be_right(segment, sender, receiver);
+    if is_reset {
+        sender.set(TcpProgress::RESET, true);
+        totals.one_way(direction).resets += 1;
+        let is_answer_to_syn = !sender.has(TcpProgress::BEGUN) && direction == Direction::Reverse;
+        totals.refused += u64::from(is_answer_to_syn);
+    }
     note(sender, packet, segment);
-    let both_finished = connection.client.finished && connection.mirror.finished;
-    let one_finished = connection.client.finished || connection.mirror.finished;
+    let (client, mirror) = (&connection.client, &connection.mirror);
+    let has_finished = |end: &TcpProgress| end.has(TcpProgress::FINISHED);
+    let both_finished = has_finished(client) && has_finished(mirror);
+    let one_finished = has_finished(client) || has_finished(mirror);
     connection.state = match connection.state {
         _ if is_reset || both_finished => State::Closed,
         State::Closed | State::Reset => connection.state,
@@ -42,12 +51,12 @@ pub(super) fn follow(
 /// Whether the receiver may believe this reset. One that it can't believe goes through to it all the
 /// same, but says nothing about the connection (the concern of RFC 5961, section 3).
 fn can_be_right(reset: &TcpSegment, sender: &TcpProgress, receiver: &TcpProgress) -> bool {
-    if !sender.begun {
+    if !sender.has(TcpProgress::BEGUN) {
         // The answer to a SYN (RFC 9293, section 3.10.7.3): it must acknowledge just that.
         return reset.has(TcpSegment::ACK) && reset.acknowledgement == receiver.sent;
     }
     // What the receiver expects next lies between what it has acknowledged and what was sent to it.
-    let expected_from = if receiver.has_acknowledged {
+    let expected_from = if receiver.has(TcpProgress::ACKNOWLEDGED) {
         receiver.acknowledged
     } else {
         sender.sent
@@ -63,24 +72,24 @@ fn note(sender: &mut TcpProgress, packet: &Packet<'_>, segment: &TcpSegment) {
     }
     if segment.has(TcpSegment::SYN) {
         let offer = packet.tcp_offer();
-        sender.begun = true;
+        sender.set(TcpProgress::BEGUN, true);
         sender.sent = segment.next_sequence();
         sender.start = segment.sequence.wrapping_add(1);
         sender.segment_size = offer.segment_size.unwrap_or(0);
-        sender.window_scale = offer.window_scale;
-        sender.has_sack = offer.sack;
-        sender.has_timestamps = offer.timestamps.is_some();
+        sender.set_window_scale(offer.window_scale);
+        sender.set(TcpProgress::SACK, offer.sack);
+        sender.set(TcpProgress::TIMESTAMPS, offer.timestamps.is_some());
         sender.timestamp = offer.timestamps.map_or(0, |timestamps| timestamps.value);
     } else {
         sender.sent = later(sender.sent, segment.next_sequence());
-        if sender.has_timestamps
+        if sender.has(TcpProgress::TIMESTAMPS)
             && let Some(timestamps) = packet.timestamps()
         {
             sender.timestamp = later(sender.timestamp, timestamps.value);
         }
     }
     if segment.has(TcpSegment::ACK) {
-        let acknowledged = if sender.has_acknowledged {
+        let acknowledged = if sender.has(TcpProgress::ACKNOWLEDGED) {
             later(sender.acknowledged, segment.acknowledgement)
         } else {
             segment.acknowledgement
@@ -89,9 +98,11 @@ fn note(sender: &mut TcpProgress, packet: &Packet<'_>, segment: &TcpSegment) {
             sender.window = segment.window;
         }
         sender.acknowledged = acknowledged;
-        sender.has_acknowledged = true;
+        sender.set(TcpProgress::ACKNOWLEDGED, true);
     }
-    sender.finished |= segment.has(TcpSegment::FIN);
+    if segment.has(TcpSegment::FIN) {
+        sender.set(TcpProgress::FINISHED, true);
+    }
 }
 
 /// The later of two sequence numbers (RFC 9293, section 3.4: they go round).

@@ -28,6 +28,18 @@ impl Address {
         self.0[..12] == V4_MAPPED
     }
 
+    /// The first address of its prefix, which has this many bits of an IPv4 or of an IPv6 address; more
+    /// than there are mean the address itself.
+    pub fn network(&self, v4: u8, v6: u8) -> Self {
+        let bits = if self.is_v4() {
+            96 + u32::from(v4.min(32))
+        } else {
+            u32::from(v6.min(128))
+        };
+        let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+        Self((u128::from_be_bytes(self.0) & mask).to_be_bytes())
+    }
+
     /// The bytes that stand in a packet: 4 or 16, network order.
     pub fn wire(&self) -> &[u8] {
         if self.is_v4() { &self.0[12..] } else { &self.0 }

@@ -2,7 +2,7 @@
 
 use control_protocol::Protocol;
 
-use super::{DiversionId, Tick};
+use super::{AggregateId, Latency, Tick};
 use crate::packet::{Differences, Endpoint, Flow, Translation};
 
 /// The pair that the client knows. Its own type, so that it can't stand where the other is meant.
@@ -78,28 +78,62 @@ pub struct TcpProgress {
     /// The sequence number after the last byte that it sent.
     pub sent: u32,
     /// Its last acknowledgement number: what it expects next. Means something only with
-    /// `has_acknowledged`.
+    /// [`TcpProgress::ACKNOWLEDGED`].
     pub acknowledged: u32,
     /// The sequence number of its first byte of data.
     pub start: u32,
-    /// The value of its latest timestamp, with `has_timestamps`.
+    /// The value of its latest timestamp, with [`TcpProgress::TIMESTAMPS`].
     pub timestamp: u32,
     /// The window that it announced last, unscaled.
     pub window: u16,
     /// The maximum segment size that its SYN announced, in bytes; 0: none.
     pub segment_size: u16,
-    /// By how many bits its SYN said that its windows are shifted.
-    pub window_scale: Option<u8>,
-    /// Its SYN permitted selective acknowledgements.
-    pub has_sack: bool,
-    /// Its SYN had timestamps.
-    pub has_timestamps: bool,
-    /// It has sent an acknowledgement.
-    pub has_acknowledged: bool,
-    /// It has sent a SYN.
-    pub begun: bool,
-    /// It has sent a FIN.
-    pub finished: bool,
+    /// Segments of it that brought nothing new, as far as can be counted here.
+    pub retransmissions: u16,
+    /// By how many bits its windows are shifted, with [`TcpProgress::SCALE`].
+    scale: u8,
+    flags: u8,
+}
+
+impl TcpProgress {
+    /// Flag: it has sent a SYN.
+    pub const BEGUN: u8 = 0x01;
+    /// Flag: it has sent a FIN.
+    pub const FINISHED: u8 = 0x02;
+    /// Flag: it has sent an acknowledgement.
+    pub const ACKNOWLEDGED: u8 = 0x04;
+    /// Flag: it has sent a reset that can be believed.
+    pub const RESET: u8 = 0x08;
+    /// Flag: its SYN permitted selective acknowledgements.
+    pub const SACK: u8 = 0x10;
+    /// Flag: its SYN had timestamps.
+    pub const TIMESTAMPS: u8 = 0x20;
+    const SCALE: u8 = 0x40;
+
+    /// Whether all the flags in `mask` are set.
+    pub fn has(&self, mask: u8) -> bool {
+        self.flags & mask == mask
+    }
+
+    /// Sets or clears the flags in `mask`.
+    pub fn set(&mut self, mask: u8, is_set: bool) {
+        if is_set {
+            self.flags |= mask;
+        } else {
+            self.flags &= !mask;
+        }
+    }
+
+    /// By how many bits its SYN said that its windows are shifted; none: it said nothing of it.
+    pub fn window_scale(&self) -> Option<u8> {
+        self.has(Self::SCALE).then_some(self.scale)
+    }
+
+    /// Notes what its SYN said of its windows.
+    pub fn set_window_scale(&mut self, scale: Option<u8>) {
+        self.set(Self::SCALE, scale.is_some());
+        self.scale = scale.unwrap_or(0);
+    }
 }
 
 /// What a TCP connection is used for, as far as its first bytes tell: whether a server that hasn't
@@ -125,6 +159,39 @@ pub enum Talk {
     Ssh,
     /// The server spoke first, and would again: SMTP, FTP, MySQL and others.
     ServerFirst,
+}
+
+/// What is measured of a connection while its packets pass.
+///
+/// Moments are on the engine's clock in units of 1,024 ns, and go round after 73 minutes: what takes
+/// longer is taken for that much shorter.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// TCP: the acknowledgement number that ends the round trip that is being timed.
+    pub sample_end: u32,
+    /// TCP: when that round trip began.
+    pub sample_began: u32,
+    /// When the client last sent something new.
+    pub asked: u32,
+    /// TCP: from the SYN to the mirror's answer.
+    pub mirror_handshake: Option<Latency>,
+    /// TCP: from the mirror's SYN to the client's acknowledgement.
+    pub client_handshake: Option<Latency>,
+    /// TCP: the round trip to the mirror and back, a running average.
+    pub mirror_rtt: Option<Latency>,
+    /// TCP: the round trip to the client and back, a running average.
+    pub client_rtt: Option<Latency>,
+    /// The last time from what the client asked to the first of what the mirror answered.
+    pub first_byte: Option<Latency>,
+    /// TCP: which way what is being timed went; none: nothing is being timed.
+    pub sampled: Option<Direction>,
+    /// ICMP errors about its packets, as far as can be counted here.
+    pub icmp_errors: u8,
+}
+
+impl Timing {
+    /// Nanoseconds in a unit, as a power of two.
+    pub const SHIFT: u32 = 10;
 }
 
 /// Packets and bytes in one direction.
@@ -159,13 +226,16 @@ pub struct Connection {
     protocol: Protocol,
     /// How far it has come.
     pub state: State,
-    /// The diversion that it follows.
-    pub diversion: DiversionId,
-    /// When a packet of it was last seen.
-    pub last_activity: Tick,
     /// TCP: what it is used for.
     pub talk: Talk,
-    /// TCP: which way new data has gone last.
+    /// The connections that it is counted among: those of its diversion, its mirror and its client's
+    /// prefix.
+    pub aggregate: AggregateId,
+    /// When a packet of it was last seen.
+    pub last_activity: Tick,
+    /// When it began.
+    pub opened: Tick,
+    /// Which way new data has gone last.
     pub last_data: Option<Direction>,
     /// TCP: a redirect waits for a chance to splice it, or is doing so.
     pub is_moving: bool,
@@ -175,14 +245,26 @@ pub struct Connection {
     pub client: TcpProgress,
     /// TCP: what has been seen of the mirror.
     pub mirror: TcpProgress,
+    /// What is measured of it.
+    pub timing: Timing,
     /// What the client sent.
     pub forward_traffic: TrafficCount,
 }
 
 const _: () = assert!(
-    size_of::<Option<Connection>>() == 184,
+    size_of::<Option<Connection>>() == 200,
     "see ARCHITECTURE.md on memory"
 );
+
+impl Direction {
+    /// The other way.
+    pub fn turned(self) -> Self {
+        match self {
+            Self::Forward => Self::Reverse,
+            Self::Reverse => Self::Forward,
+        }
+    }
+}
 
 impl Connection {
     /// A connection of which nothing has been seen yet.
@@ -190,7 +272,7 @@ impl Connection {
         protocol: Protocol,
         client_side: ClientSide,
         mirror_side: MirrorSide,
-        diversion: DiversionId,
+        aggregate: AggregateId,
         now: Tick,
     ) -> Self {
         Self {
@@ -198,19 +280,21 @@ impl Connection {
             mirror_side,
             differences: differences(&client_side, &mirror_side),
             protocol,
-            diversion,
+            aggregate,
             state: if protocol == Protocol::Tcp {
                 State::Opening
             } else {
                 State::Active
             },
             last_activity: now,
+            opened: now,
             talk: Talk::default(),
             last_data: None,
             is_moving: false,
             is_spliced: false,
             client: TcpProgress::default(),
             mirror: TcpProgress::default(),
+            timing: Timing::default(),
             forward_traffic: TrafficCount::default(),
             reverse_traffic: TrafficCount::default(),
         }
@@ -271,6 +355,7 @@ impl Connection {
             ^ u64::from(self.client_side.service.port)
             ^ u64::from(self.mirror_side.mirror.port)
             ^ u64::from(self.client.sent)
+            ^ u64::from(self.timing.asked)
             ^ self.forward_traffic.packets
             ^ self.forward_traffic.bytes
     }
@@ -278,6 +363,10 @@ impl Connection {
     pub(super) fn set_mirror_side(&mut self, mirror_side: MirrorSide) {
         self.differences = differences(&self.client_side, &mirror_side);
         self.mirror_side = mirror_side;
+        // What has been measured so far was another mirror's.
+        self.timing.sampled = None;
+        self.timing.mirror_handshake = None;
+        self.timing.mirror_rtt = None;
     }
 }
 

@@ -250,7 +250,7 @@ mod tests {
 
     use super::*;
     use crate::packet::Endpoint;
-    use crate::table::{ClientSide, DiversionId};
+    use crate::table::{AggregateId, ClientSide};
 
     fn endpoint(last: u8, port: u16) -> Endpoint {
         Endpoint::new(std::net::IpAddr::from(Ipv4Addr::new(10, 0, 0, last)), port)
@@ -267,7 +267,7 @@ mod tests {
                 proxy: endpoint(3, proxy),
                 mirror: endpoint(4, 80),
             },
-            DiversionId(1),
+            AggregateId::default(),
             Tick(0),
         )
     }

@@ -20,7 +20,7 @@ use rewriter::engine::{
     Timeouts, Verdict,
 };
 use rewriter::packet::{Packet, VnetHeader};
-use rewriter::table::{Diversion, DiversionId};
+use rewriter::table::{ClientGroups, Diversion, DiversionId};
 
 pub const CLIENT: &str = "1.2.3.4:3456";
 pub const SERVICE: &str = "100.100.100.100:80";
@@ -312,6 +312,7 @@ impl World {
                     proxy_ports: 1024..=65535,
                     max_connections: 1000,
                     max_connections_per_client: None,
+                    client_groups: ClientGroups::default(),
                     timeouts: Timeouts::default(),
                     mss_clamp: None,
                     hop_limit: HopLimit::Raise,
