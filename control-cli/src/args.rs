@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use control_protocol::{
-    ClientPrefix, ConnectionsQuery, DEFAULT_SOCKET, Divert, Fallback, MAX_WITHIN_MS, Mirror,
-    MirrorAddress, Redirect, RedirectsQuery, Release, Restore, Service, Splice, TcpMove,
+    ClientPrefix, ConnectionsQuery, DEFAULT_SOCKET, Divert, Fallback, Grouping, MAX_WITHIN_MS,
+    Mirror, MirrorAddress, Redirect, RedirectsQuery, Release, Restore, Service, Splice, TcpMove,
 };
 
 /// Puts the options of all subcommands behind those of one.
@@ -125,7 +125,17 @@ pub enum Command {
     Connections(ConnectionsArguments),
 
     /// Show what the workers have counted since the daemon started
-    Stats,
+    ///
+    /// With --by, show what has been measured of the connections instead: one line for all that are on the
+    /// same mirror, of the same service, or of clients of the same prefix. P50, P90 and P99 are the times
+    /// from what a client asks to the first byte of the answer that half, nine tenths and 99 of 100
+    /// answers keep to.
+    Stats(StatsArguments),
+
+    /// Show what is measured of the connections, once a second
+    ///
+    /// Each update is about the time since the one before.
+    Watch(WatchArguments),
 
     /// Show which daemon answers, and how it was started
     Version,
@@ -355,6 +365,31 @@ impl ConnectionsArguments {
             ..ConnectionsQuery::default()
         }
     }
+}
+
+/// What `stats` takes.
+#[derive(Debug, Args)]
+pub struct StatsArguments {
+    /// Show what has been measured of the connections, taken together by this
+    #[arg(long, value_name = "mirror|service|client", value_parser = grouping())]
+    pub by: Option<Grouping>,
+}
+
+/// What `watch` takes.
+#[derive(Debug, Args)]
+pub struct WatchArguments {
+    /// What connections are taken together by
+    #[arg(long, value_name = "mirror|service|client", default_value_t, value_parser = grouping())]
+    pub by: Grouping,
+
+    /// Stop after so many updates
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+}
+
+fn grouping() -> impl TypedValueParser<Value = Grouping> {
+    let words = [Grouping::Mirror, Grouping::Service, Grouping::Client].map(Grouping::as_str);
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<Grouping>())
 }
 
 #[cfg(test)]

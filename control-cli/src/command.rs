@@ -4,10 +4,10 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::Duration;
 
-use control_protocol::{Call, Client, List, Outcome, RedirectsQuery, Stats, Version};
+use control_protocol::{Call, Client, List, Outcome, RedirectsQuery, Stats, Version, Watch};
 use serde::Serialize;
 
-use crate::args::{Arguments, Command};
+use crate::args::{Arguments, Command, WatchArguments};
 use crate::output::{Format, Output};
 use crate::problem::Problem;
 use crate::report;
@@ -62,9 +62,39 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
             }
             report.end(output).map_err(Problem::Output)
         }
-        Command::Stats => show(&mut client, Stats {}, output, report::stats),
+        Command::Stats(given) => match given.by {
+            None => show(&mut client, Stats::default(), output, report::stats),
+            Some(by) => show(
+                &mut client,
+                Stats { by: given.by },
+                output,
+                |output, result| {
+                    report::groups(output, by, result.groups.as_deref().unwrap_or_default())
+                },
+            ),
+        },
+        Command::Watch(given) => watch(&mut client, given, output),
         Command::Version => show(&mut client, Version {}, output, report::version),
     }
+}
+
+/// Shows updates as they come, until as many as were asked for have come, or for ever.
+fn watch<W: Write>(
+    client: &mut Client,
+    given: &WatchArguments,
+    output: &mut Output<W>,
+) -> Result<(), Problem> {
+    let request = Watch { by: given.by };
+    // The first update is about all the time before: the second is the first of what is measured now.
+    client.call(request)?;
+    for _ in 0..given.count.unwrap_or(u64::MAX) {
+        let update = client.next_update::<Watch>()?;
+        print(output, &update, |output, update| {
+            report::update(output, given.by, update)
+        })?;
+        output.flush().map_err(Problem::Output)?;
+    }
+    Ok(())
 }
 
 /// Waits until no connection waits to be spliced any more, and tells a person how many still do.

@@ -8,8 +8,9 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use control_protocol::{
-    ConnectionInfo, Counters, Divert, DivertResult, ListResult, Mirror, MirrorAddress, Outcome,
-    Redirect, RedirectResult, RedirectsResult, Restore, RestoreResult, StatsResult, VersionResult,
+    ConnectionInfo, Counters, Distribution, Divert, DivertResult, GroupStats, Grouping, ListResult,
+    Mirror, MirrorAddress, Outcome, Redirect, RedirectResult, RedirectsResult, Restore,
+    RestoreResult, StatsResult, VersionResult, WatchResult,
 };
 
 use crate::output::{Format, Output};
@@ -234,6 +235,11 @@ impl Connections {
             "FWD BYTES",
             "REV PACKETS",
             "REV BYTES",
+            "AGE",
+            "CLIENT RTT",
+            "MIRROR RTT",
+            "FIRST BYTE",
+            "RETRANSMISSIONS",
         ]);
         Self {
             table,
@@ -284,6 +290,7 @@ impl Connections {
 }
 
 fn connection(connection: &ConnectionInfo) -> Vec<Cell> {
+    let timing = &connection.timing;
     vec![
         Cell::text(connection.protocol),
         Cell::text(connection.client),
@@ -296,7 +303,117 @@ fn connection(connection: &ConnectionInfo) -> Vec<Cell> {
         Cell::Bytes(connection.forward.bytes),
         Cell::Count(connection.reverse.packets),
         Cell::Bytes(connection.reverse.bytes),
+        Cell::Seconds(connection.age_seconds),
+        Cell::Micros(timing.client_rtt_us),
+        Cell::Micros(timing.mirror_rtt_us),
+        Cell::Micros(timing.first_byte_us),
+        Cell::Count(
+            u64::from(timing.client_retransmissions) + u64::from(timing.mirror_retransmissions),
+        ),
     ]
+}
+
+/// Shows what has been measured since the start, or in one update: a line for each group.
+///
+/// # Errors
+/// The writer's.
+pub fn groups<W: Write>(
+    output: &mut Output<W>,
+    by: Grouping,
+    groups: &[GroupStats],
+) -> io::Result<()> {
+    let mut headings = match by {
+        Grouping::Mirror => vec!["SERVICE", "FROM", "MIRROR"],
+        Grouping::Service => vec!["SERVICE", "FROM"],
+        Grouping::Client => vec!["CLIENTS"],
+    };
+    headings.extend([
+        "CONNECTIONS",
+        "OPENED",
+        "REFUSED",
+        "UNANSWERED",
+        "RESETS",
+        "ICMP ERRORS",
+        "FWD PACKETS",
+        "FWD BYTES",
+        "REV PACKETS",
+        "REV BYTES",
+        "RETRANSMISSIONS",
+        "ANSWERS",
+        "P50",
+        "P90",
+        "P99",
+        "CLIENT RTT",
+        "MIRROR RTT",
+    ]);
+    let median = |times: &Distribution| Cell::Micros((times.count > 0).then_some(times.p50_us));
+    let rows: Vec<_> = groups
+        .iter()
+        .map(|group| {
+            let mut row = match by {
+                Grouping::Mirror => vec![
+                    Cell::optional(group.service),
+                    Cell::optional(group.from),
+                    Cell::optional(group.mirror),
+                ],
+                Grouping::Service => {
+                    vec![Cell::optional(group.service), Cell::optional(group.from)]
+                }
+                Grouping::Client => {
+                    let others = || "others".to_owned();
+                    vec![Cell::text(
+                        group.clients.map_or_else(others, |c| c.to_string()),
+                    )]
+                }
+            };
+            let (forward, reverse) = (&group.forward, &group.reverse);
+            let times = &group.first_byte;
+            let at = |time| Cell::Micros((times.count > 0).then_some(time));
+            row.extend([
+                Cell::Count(group.connections),
+                Cell::Count(group.opened),
+                Cell::Count(group.refused),
+                Cell::Count(group.unanswered),
+                Cell::Count(forward.resets + reverse.resets),
+                Cell::Count(group.icmp_errors),
+                Cell::Count(forward.packets),
+                Cell::Bytes(forward.bytes),
+                Cell::Count(reverse.packets),
+                Cell::Bytes(reverse.bytes),
+                Cell::Count(forward.retransmissions + reverse.retransmissions),
+                Cell::Count(times.count),
+                at(times.p50_us),
+                at(times.p90_us),
+                at(times.p99_us),
+                median(&group.client_rtt),
+                median(&group.mirror_rtt),
+            ]);
+            row
+        })
+        .collect();
+    if rows.is_empty() && output.for_people() {
+        return writeln!(output, "nothing has been measured");
+    }
+    Table::new(headings).rows(output, &rows)
+}
+
+/// Shows one update for who watches.
+///
+/// # Errors
+/// The writer's.
+pub fn update<W: Write>(
+    output: &mut Output<W>,
+    by: Grouping,
+    result: &WatchResult,
+) -> io::Result<()> {
+    if output.for_people() {
+        let seconds = result.interval_ms as f64 / 1000.0;
+        writeln!(output, "in {seconds:.1} s:")?;
+    } else {
+        fields(output, &[("interval_ms", &result.interval_ms)])?;
+    }
+    groups(output, by, &result.groups)?;
+    output.flush()
 }
 
 /// Shows the counters, one line each: its name as in JSON, the sum, and each worker's share. People
@@ -403,7 +520,9 @@ fn target(mirrors: &[Mirror], replaced: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use control_protocol::{DiversionInfo, DiversionState, MirrorInfo, RedirectInfo, Traffic};
+    use control_protocol::{
+        DiversionInfo, DiversionState, MirrorInfo, OneWayStats, RedirectInfo, Traffic,
+    };
 
     const TERMINAL: Format = Format::Terminal { bold: false };
 
@@ -623,6 +742,7 @@ mod tests {
             uptime_seconds: 3700,
             workers,
             total,
+            groups: None,
         };
 
         insta::assert_snapshot!(written(TERMINAL, |output| stats(output, &result)), @r"
@@ -651,5 +771,73 @@ mod tests {
         let plain = written(Format::Plain, |output| stats(output, &result));
         assert!(plain.starts_with("uptime_seconds\t3700\nreceived.packets\t50070\t70\t50000\n"));
         assert!(plain.ends_with("drops.malformed\t0\t0\t0\ndrops.no_route\t2\t0\t2\n"));
+    }
+
+    #[test]
+    fn groups_have_a_line_each_by_what_they_are_taken_together_by() {
+        let group = GroupStats {
+            service: Some("10.1.0.1:80/tcp".parse().expect("a service")),
+            from: None,
+            mirror: Some(([10, 2, 0, 2], 80).into()),
+            clients: None,
+            connections: 12,
+            opened: 40,
+            refused: 1,
+            unanswered: 2,
+            icmp_errors: 3,
+            forward: OneWayStats {
+                packets: 1000,
+                bytes: 123_456,
+                retransmissions: 4,
+                resets: 5,
+                ..OneWayStats::default()
+            },
+            reverse: OneWayStats {
+                packets: 900,
+                bytes: 7_654_321,
+                retransmissions: 6,
+                ..OneWayStats::default()
+            },
+            mirror_handshake: Distribution::default(),
+            client_handshake: Distribution::default(),
+            mirror_rtt: Distribution::default(),
+            client_rtt: Distribution::default(),
+            first_byte: Distribution {
+                count: 400,
+                p50_us: 850,
+                p90_us: 1_200,
+                p99_us: 45_000,
+                max_us: 60_000,
+            },
+        };
+        let rest = GroupStats {
+            service: None,
+            mirror: None,
+            first_byte: Distribution::default(),
+            ..group.clone()
+        };
+        insta::assert_snapshot!(
+            written(TERMINAL, |output| groups(output, Grouping::Mirror, &[group.clone()])), @r"
+        SERVICE          FROM  MIRROR       CONNECTIONS  OPENED  REFUSED  UNANSWERED  RESETS  ICMP ERRORS  FWD PACKETS  FWD BYTES  REV PACKETS  REV BYTES  RETRANSMISSIONS  ANSWERS     P50      P90      P99  CLIENT RTT  MIRROR RTT
+        10.1.0.1:80/tcp  -     10.2.0.2:80           12      40        1           2       5            3         1000   123.5 kB          900     7.7 MB               10      400  850 µs  1.20 ms  45.0 ms           -           -
+        ");
+        insta::assert_snapshot!(
+            written(TERMINAL, |output| groups(output, Grouping::Client, &[rest])), @r"
+        CLIENTS  CONNECTIONS  OPENED  REFUSED  UNANSWERED  RESETS  ICMP ERRORS  FWD PACKETS  FWD BYTES  REV PACKETS  REV BYTES  RETRANSMISSIONS  ANSWERS  P50  P90  P99  CLIENT RTT  MIRROR RTT
+        others            12      40        1           2       5            3         1000   123.5 kB          900     7.7 MB               10        0    -    -    -           -           -
+        ");
+        let update = WatchResult {
+            interval_ms: 1003,
+            groups: vec![group],
+        };
+        insta::assert_snapshot!(
+            written(Format::Plain, |output| super::update(output, Grouping::Service, &update)), @r"
+        interval_ms	1003
+        10.1.0.1:80/tcp	-	12	40	1	2	5	3	1000	123456	900	7654321	10	400	850	1200	45000	-	-
+        ");
+        assert_eq!(
+            written(TERMINAL, |output| groups(output, Grouping::Mirror, &[])),
+            "nothing has been measured\n"
+        );
     }
 }

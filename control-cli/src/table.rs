@@ -20,6 +20,8 @@ pub enum Cell {
     Bytes(u64),
     /// A number of seconds.
     Seconds(u64),
+    /// A number of microseconds, or a dash in place of nothing.
+    Micros(Option<u64>),
 }
 
 impl Cell {
@@ -37,6 +39,7 @@ impl Cell {
         match self {
             Self::Text(text) => text.clone(),
             Self::Count(number) | Self::Bytes(number) | Self::Seconds(number) => number.to_string(),
+            Self::Micros(time) => time.map_or_else(|| "-".to_owned(), |time| time.to_string()),
         }
     }
 
@@ -45,6 +48,7 @@ impl Cell {
             Self::Text(_) | Self::Count(_) => self.plain(),
             Self::Bytes(number) => units::bytes(*number),
             Self::Seconds(number) => units::duration(*number),
+            Self::Micros(time) => time.map_or_else(|| "-".to_owned(), units::micros),
         }
     }
 }
@@ -125,7 +129,9 @@ impl Table {
             .zip(&self.widths)
             .map(|((cell, text), width)| match cell {
                 Cell::Text(_) => format!("{text:<width$}"),
-                Cell::Count(_) | Cell::Bytes(_) | Cell::Seconds(_) => format!("{text:>width$}"),
+                Cell::Count(_) | Cell::Bytes(_) | Cell::Seconds(_) | Cell::Micros(_) => {
+                    format!("{text:>width$}")
+                }
             })
             .collect();
         columns.join("  ").trim_end().to_owned()

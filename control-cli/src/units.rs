@@ -29,6 +29,20 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
+/// Microseconds with three digits at least and the unit that suits: `87 µs`, `1.23 ms`, `45.6 s`.
+pub fn micros(micros: u64) -> String {
+    let (amount, unit) = match micros {
+        0..1000 => return format!("{micros} µs"),
+        1000..1_000_000 => (micros as f64 / 1e3, "ms"),
+        1_000_000.. => (micros as f64 / 1e6, "s"),
+    };
+    match amount {
+        ..9.995 => format!("{amount:.2} {unit}"),
+        ..99.95 => format!("{amount:.1} {unit}"),
+        _ => format!("{amount:.0} {unit}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +59,21 @@ mod tests {
             (u64::MAX, "18.4 EB"),
         ] {
             assert_eq!(bytes(amount), text);
+        }
+    }
+
+    #[test]
+    fn times_have_three_digits() {
+        for (time, text) in [
+            (0, "0 µs"),
+            (999, "999 µs"),
+            (1000, "1.00 ms"),
+            (9_994, "9.99 ms"),
+            (9_996, "10.0 ms"),
+            (456_789, "457 ms"),
+            (60_000_000, "60.0 s"),
+        ] {
+            assert_eq!(micros(time), text);
         }
     }
 

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use assert_cmd::Command;
 use control_protocol::{
     Answer, ConnectionInfo, ConnectionState, ConnectionsQuery, ConnectionsResult, Cursor,
-    DivertResult, ErrorCode, Method, Protocol, Request, RestoreResult, TcpMove, Traffic,
+    DivertResult, ErrorCode, Method, Protocol, Request, RestoreResult, TcpMove, Timing, Traffic,
     VersionResult, read_request,
 };
 
@@ -82,6 +82,14 @@ fn connection(last: u8) -> ConnectionInfo {
         reverse: Traffic {
             packets: 10,
             bytes: 1_234_567,
+        },
+        age_seconds: 3700,
+        timing: Timing {
+            client_rtt_us: Some(20_000),
+            mirror_rtt_us: Some(300),
+            client_retransmissions: 1,
+            mirror_retransmissions: 2,
+            ..Timing::default()
         },
     }
 }
@@ -185,9 +193,9 @@ fn connections_come_from_as_many_pages_as_there_are() {
         .success()
         .stdout(
             "tcp\t10.0.0.1:40000\t10.1.0.1:80\t10.3.0.1:513\t10.2.0.2:8080\testablished\t65\t12\t\
-             1234\t10\t1234567\n\
+             1234\t10\t1234567\t3700\t20000\t300\t-\t3\n\
              tcp\t10.0.0.2:40000\t10.1.0.1:80\t10.3.0.1:513\t10.2.0.2:8080\testablished\t65\t12\t\
-             1234\t10\t1234567\n",
+             1234\t10\t1234567\t3700\t20000\t300\t-\t3\n",
         );
     let service = Some("10.1.0.1:80".parse().expect("a service"));
     let query = |after| {
@@ -391,6 +399,7 @@ fn help_shows_the_commands() {
       list         List the diversions with their mirrors, one line a mirror
       connections  List the connections
       stats        Show what the workers have counted since the daemon started
+      watch        Show what is measured of the connections, once a second
       version      Show which daemon answers, and how it was started
       help         Print this message or the help of the given subcommand(s)
 

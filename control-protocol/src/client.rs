@@ -180,25 +180,17 @@ impl Client {
             (Err(error), Err(_)) => return Err(error),
         };
 
-        let answer = Answer::from_line(&answer).map_err(ProtocolViolation::NotAnAnswer)?;
-        match answer.result() {
-            // A failure without a number is about this request too, as no other is under way.
-            Err(failure) if answer.id.is_none_or(|id| id == request.id) => {
-                Err(ClientError::Refused(failure.clone()))
-            }
-            Ok(result) if answer.id == Some(request.id) => result.map_err(|source| {
-                ProtocolViolation::NotTheResult {
-                    method: C::METHOD,
-                    source,
-                }
-                .into()
-            }),
-            _ => Err(ProtocolViolation::OtherRequest {
-                expected: request.id,
-                got: answer.id,
-            }
-            .into()),
-        }
+        read_answer::<C>(&answer, request.id)
+    }
+
+    /// The next answer to a [`Watch`](crate::Watch) that has been [called](Client::call), when it comes.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn next_update<C: Call>(&mut self) -> Result<C::Result, ClientError> {
+        let deadline = Instant::now() + self.timeout;
+        let answer = self.receive(deadline)?;
+        read_answer::<C>(&answer, self.next_id.wrapping_sub(1))
     }
 
     fn send(&mut self, mut line: &[u8], deadline: Instant) -> Result<(), ClientError> {
@@ -263,6 +255,29 @@ impl Client {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Err(ClientError::Closed),
             _ => Err(ClientError::Io(error)),
         }
+    }
+}
+
+/// The result in a line that answers request `id`.
+fn read_answer<C: Call>(line: &[u8], id: u64) -> Result<C::Result, ClientError> {
+    let answer = Answer::from_line(line).map_err(ProtocolViolation::NotAnAnswer)?;
+    match answer.result() {
+        // A failure without a number is about this request too, as no other is under way.
+        Err(failure) if answer.id.is_none_or(|answered| answered == id) => {
+            Err(ClientError::Refused(failure.clone()))
+        }
+        Ok(result) if answer.id == Some(id) => result.map_err(|source| {
+            ProtocolViolation::NotTheResult {
+                method: C::METHOD,
+                source,
+            }
+            .into()
+        }),
+        _ => Err(ProtocolViolation::OtherRequest {
+            expected: id,
+            got: answer.id,
+        }
+        .into()),
     }
 }
 

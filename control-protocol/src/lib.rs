@@ -3,7 +3,7 @@
 //!
 //! The two ends speak over a Unix stream socket, one JSON object a line. A client sends a
 //! [`Request`], which carries a number of the client's choice and a [`Method`]; the daemon sends one
-//! [`Answer`] for each request, in order, with the same number and either a result or a [`Failure`].
+//! [`Answer`] for each request (to [`Watch`] one after the other), in order, with the same number and either a result or a [`Failure`].
 //! `docs/control-protocol.md` describes the same from the outside, for clients in other languages.
 //!
 //! From the bottom to the top:
@@ -12,7 +12,7 @@
 //!   written by [`std::fmt::Display`]. A person types that form on the command line, and JSON carries
 //!   it as a string. What is wrong with a text is said in a sentence by [`TextError`].
 //! - [`Divert`], [`Redirect`], [`RedirectsQuery`], [`Restore`], [`List`], [`ConnectionsQuery`],
-//!   [`Stats`] and [`Version`] are the parameters of one method each. The trait [`Call`] pairs them with their results
+//!   [`Stats`], [`Watch`] and [`Version`] are the parameters of one method each. The trait [`Call`] pairs them with their results
 //!   ([`DivertResult`], …), so that no end can mix them up.
 //! - [`read_request`] takes a line to a [`Request`] or to the [`Answer`] that refuses it;
 //!   [`Request::to_line`] and [`Answer::to_line`] write lines. They are pure functions: a server
@@ -50,16 +50,17 @@ pub use answer::{Answer, ErrorCode, Failure};
 pub use client::{Client, ClientError, DEFAULT_TIMEOUT, ProtocolViolation};
 pub use line::{MAX_ANSWER_LINE, MAX_LINE, MAX_MESSAGE, PROTOCOL_VERSION};
 pub use method::{
-    Call, ConnectionsQuery, Cursor, DEFAULT_QUIET_MS, DEFAULT_WITHIN_MS, Divert, Fallback, List,
-    MAX_PAGE, MAX_WITHIN_MS, Method, Redirect, RedirectsQuery, Release, Restore, Splice, Stats,
-    TcpMove, Version,
+    Call, ConnectionsQuery, Cursor, DEFAULT_QUIET_MS, DEFAULT_WITHIN_MS, Divert, Fallback,
+    Grouping, List, MAX_PAGE, MAX_WITHIN_MS, Method, Redirect, RedirectsQuery, Release, Restore,
+    Splice, Stats, TcpMove, Version, Watch,
 };
 pub use prefix::ClientPrefix;
 pub use request::{Request, read_request};
 pub use results::{
-    ConnectionInfo, ConnectionState, ConnectionsResult, Counters, DiversionInfo, DiversionState,
-    DivertResult, ListResult, MirrorInfo, Outcome, RedirectInfo, RedirectResult, RedirectsResult,
-    RestoreResult, StatsResult, Traffic, VersionResult,
+    ConnectionInfo, ConnectionState, ConnectionsResult, Counters, Distribution, DiversionInfo,
+    DiversionState, DivertResult, End, GroupStats, ListResult, MirrorInfo, OneWayStats, Outcome,
+    RedirectInfo, RedirectResult, RedirectsResult, RestoreResult, StatsResult, Timing, Traffic,
+    VersionResult, WatchResult,
 };
 pub use text::TextError;
 

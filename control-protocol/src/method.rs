@@ -10,7 +10,7 @@ use crate::address::{Mirror, MirrorAddress, Service};
 use crate::prefix::ClientPrefix;
 use crate::results::{
     ConnectionsResult, DivertResult, ListResult, RedirectResult, RedirectsResult, RestoreResult,
-    StatsResult, VersionResult,
+    StatsResult, VersionResult, WatchResult,
 };
 use crate::text::{TextError, digits, excerpt, json_as_text, words};
 
@@ -87,6 +87,8 @@ methods! {
     Connections(ConnectionsQuery) => "connections", ConnectionsResult;
     /// Asks for the counters.
     Stats(Stats) => "stats", StatsResult;
+    /// Asks for what is measured from now on, an update a second.
+    Watch(Watch) => "watch", WatchResult;
     /// Asks who is answering.
     Version(Version) => "version", VersionResult;
 }
@@ -321,10 +323,44 @@ impl fmt::Display for Cursor {
 
 json_as_text!(Cursor, "a cursor, the `next` of an earlier answer");
 
-/// Asks for the counters; takes no parameters.
+/// Asks for the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Stats {}
+pub struct Stats {
+    /// And for what has been measured of the connections, taken together by this; `None`: not for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<Grouping>,
+}
+
+/// Asks for what is measured from now on: the one method that is answered more than once. The first answer
+/// comes at once, the others a second after the one before, as long as the client reads them; a client that
+/// is slow gets fewer, which are about more time each. No other request can follow on the same
+/// connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watch {
+    /// What connections are taken together by.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub by: Grouping,
+}
+
+/// What connections are taken together by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Grouping {
+    /// By the diversion that they follow and the mirror that they are on.
+    #[default]
+    Mirror,
+    /// By the diversion that they follow.
+    Service,
+    /// By their clients' prefix.
+    Client,
+}
+
+words!(Grouping, "grouping", "mirror, service or client", {
+    Mirror => "mirror",
+    Service => "service",
+    Client => "client",
+});
 
 /// Asks who is answering; takes no parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -387,7 +387,7 @@ mod tests {
             Some(3),
             ErrorCode::UnknownMethod,
             "there is no method \"delete\"; expected one of divert, redirect, redirects, \
-             restore, list, connections, stats, version",
+             restore, list, connections, stats, watch, version",
         );
     }
 

@@ -166,7 +166,49 @@ pub struct ConnectionInfo {
     pub forward: Traffic,
     /// From the mirror to the client, since it began.
     pub reverse: Traffic,
+    /// Whole seconds since it began.
+    #[serde(default)]
+    pub age_seconds: u64,
+    /// What has been measured of it.
+    #[serde(default)]
+    pub timing: Timing,
 }
+
+/// What has been measured of a connection. Times are in microseconds, right to one part in 2,000 and to
+/// how often the rewriter looks at its clock; `None`: it hasn't come to that yet, or was spoilt by a
+/// retransmission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Timing {
+    /// TCP: from the SYN to the mirror's answer.
+    pub mirror_handshake_us: Option<u64>,
+    /// TCP: from the mirror's SYN to the client's acknowledgement.
+    pub client_handshake_us: Option<u64>,
+    /// TCP: the round trip to the mirror and back, a running average.
+    pub mirror_rtt_us: Option<u64>,
+    /// TCP: the round trip to the client and back, a running average.
+    pub client_rtt_us: Option<u64>,
+    /// From what the client last asked to the first of what the mirror answered.
+    pub first_byte_us: Option<u64>,
+    /// TCP: segments of the client's that brought nothing new; at most 65,535.
+    pub client_retransmissions: u16,
+    /// TCP: segments of the mirror's that brought nothing new; at most 65,535.
+    pub mirror_retransmissions: u16,
+    /// ICMP errors about its packets; at most 255.
+    pub icmp_errors: u8,
+    /// TCP: who has reset it.
+    pub reset_by: Option<End>,
+}
+
+/// One of the two ends of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Who opened it.
+    Client,
+    /// Who answers.
+    Mirror,
+}
+
+words!(End, "end of a connection", "client or mirror", { Client => "client", Mirror => "mirror" });
 
 /// How far a connection's life has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -222,6 +264,92 @@ pub struct StatsResult {
     pub workers: Vec<Counters>,
     /// The sum over the workers.
     pub total: Counters,
+    /// What has been measured since the daemon started, taken together as was asked; `None`: nothing was
+    /// asked.
+    #[serde(default)]
+    pub groups: Option<Vec<GroupStats>>,
+}
+
+/// Answer to [`crate::Watch`], again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchResult {
+    /// How long this update is about, in milliseconds; of the first one it is since the daemon started.
+    pub interval_ms: u64,
+    /// What was measured in that time, taken together as was asked.
+    pub groups: Vec<GroupStats>,
+}
+
+/// What has been measured of connections that are taken together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStats {
+    /// They follow the diversion of this service; `None`: they are taken together by something else.
+    pub service: Option<Service>,
+    /// That diversion is for these clients only.
+    pub from: Option<ClientPrefix>,
+    /// They are on this mirror.
+    pub mirror: Option<SocketAddr>,
+    /// Their clients are of this prefix. `None` with none of the others: they are those of the clients
+    /// that there was no room to tell apart.
+    pub clients: Option<ClientPrefix>,
+    /// How many there are now.
+    pub connections: u64,
+    /// Connections that began here, or were moved here.
+    pub opened: u64,
+    /// TCP connections that a mirror refused.
+    pub refused: u64,
+    /// Connections that were forgotten without an answer from the mirror.
+    pub unanswered: u64,
+    /// ICMP errors about their packets.
+    pub icmp_errors: u64,
+    /// From clients to mirrors.
+    pub forward: OneWayStats,
+    /// From mirrors to clients.
+    pub reverse: OneWayStats,
+    /// TCP: from a SYN to the mirror's answer.
+    pub mirror_handshake: Distribution,
+    /// TCP: from the mirror's SYN to the client's acknowledgement.
+    pub client_handshake: Distribution,
+    /// TCP: the round trip to the mirror and back.
+    pub mirror_rtt: Distribution,
+    /// TCP: the round trip to the client and back.
+    pub client_rtt: Distribution,
+    /// From the last that a client asked to the first that the mirror answered.
+    pub first_byte: Distribution,
+}
+
+/// What has been measured in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OneWayStats {
+    /// Packets; a super-packet counts as one.
+    pub packets: u64,
+    /// Bytes of these packets, from the IP header on.
+    pub bytes: u64,
+    /// TCP segments that brought nothing new: sent again, or overtaken on their way.
+    pub retransmissions: u64,
+    /// TCP resets that could be believed.
+    pub resets: u64,
+    /// Half of the packets have at most this many bytes: 64, 128 and so on to 65,536.
+    pub size_p50: u64,
+    /// Nine tenths of the packets have at most this many bytes.
+    pub size_p90: u64,
+    /// 99 of 100 packets have at most this many bytes.
+    pub size_p99: u64,
+}
+
+/// How times are distributed, in microseconds, to a sixteenth. All 0 where nothing was measured; what took
+/// longer than a minute counts as a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Distribution {
+    /// How many were measured.
+    pub count: u64,
+    /// Half of them are at most this.
+    pub p50_us: u64,
+    /// Nine tenths are at most this.
+    pub p90_us: u64,
+    /// 99 of 100 are at most this.
+    pub p99_us: u64,
+    /// The longest.
+    pub max_us: u64,
 }
 
 /// What a worker, or all of them, have done since the daemon started.

@@ -9,7 +9,7 @@ use std::thread;
 
 use control_protocol::{
     Answer, Call, ConnectionsQuery, Divert, DivertResult, ErrorCode, List, Method, Redirect,
-    RedirectsQuery, Restore, Stats, Version, read_request,
+    RedirectsQuery, Restore, Stats, Version, Watch, read_request,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -68,6 +68,7 @@ fn the_examples_are_right_and_there_is_one_for_each_method() {
             Method::List(_) => check_result::<List>(&answer),
             Method::Connections(_) => check_result::<ConnectionsQuery>(&answer),
             Method::Stats(_) => check_result::<Stats>(&answer),
+            Method::Watch(_) => check_result::<Watch>(&answer),
             Method::Version(_) => check_result::<Version>(&answer),
         }
     }

@@ -7,9 +7,9 @@ use std::str::FromStr;
 
 use control_protocol::{
     Answer, ClientPrefix, ConnectionState, ConnectionsQuery, Cursor, DiversionState, Divert,
-    ErrorCode, Fallback, List, MAX_PAGE, MAX_WITHIN_MS, Method, Mirror, MirrorAddress, Protocol,
-    Redirect, RedirectsQuery, Release, Request, Restore, Service, Splice, Stats, TcpMove,
-    TextError, Version, read_request,
+    ErrorCode, Fallback, Grouping, List, MAX_PAGE, MAX_WITHIN_MS, Method, Mirror, MirrorAddress,
+    Protocol, Redirect, RedirectsQuery, Release, Request, Restore, Service, Splice, Stats, TcpMove,
+    TextError, Version, Watch, read_request,
 };
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -86,6 +86,14 @@ fn cursor() -> impl Strategy<Value = Cursor> {
     (any::<u32>(), any::<u32>()).prop_map(|(worker, slot)| Cursor { worker, slot })
 }
 
+fn grouping() -> impl Strategy<Value = Option<Grouping>> {
+    option::of(prop_oneof![
+        Just(Grouping::Mirror),
+        Just(Grouping::Service),
+        Just(Grouping::Client)
+    ])
+}
+
 fn method() -> impl Strategy<Value = Method> {
     let tcp = prop_oneof![
         Just(TcpMove::Splice),
@@ -156,7 +164,11 @@ fn method() -> impl Strategy<Value = Method> {
         }
         .into()),
         Just(List {}.into()),
-        Just(Stats {}.into()),
+        grouping().prop_map(|by| Stats { by }.into()),
+        grouping().prop_map(|by| Watch {
+            by: by.unwrap_or_default()
+        }
+        .into()),
         Just(Version {}.into()),
     ]
 }

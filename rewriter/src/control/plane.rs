@@ -14,14 +14,15 @@ use std::time::Instant;
 
 use control_protocol::{
     Answer, ClientPrefix, ConnectionsQuery, ConnectionsResult, Counters, Cursor, DiversionState,
-    Divert, DivertResult, ErrorCode, ListResult, MAX_PAGE, Method, Redirect, RedirectInfo,
-    RedirectResult, RedirectsQuery, RedirectsResult, Request, Restore, RestoreResult, Service,
-    StatsResult, VersionResult,
+    Divert, DivertResult, ErrorCode, GroupStats, Grouping, ListResult, MAX_PAGE, Method, Redirect,
+    RedirectInfo, RedirectResult, RedirectsQuery, RedirectsResult, Request, Restore, RestoreResult,
+    Service, Stats, StatsResult, VersionResult, Watch, WatchResult,
 };
 use log::{info, warn};
 use thiserror::Error;
 use tokio::sync::Mutex;
 
+use super::measured::Measured;
 use super::routing::Routing;
 use super::view;
 use crate::engine;
@@ -32,6 +33,8 @@ use crate::worker::{WorkerGone, Workers};
 
 /// How many redirects are remembered.
 const MAX_REDIRECTS: usize = 256;
+/// How many aggregates a worker is asked for at once: some hundred kilobytes.
+const AGGREGATES_AT_ONCE: usize = 64;
 
 /// The control plane of one daemon. Its methods may be called at the same time; those that change
 /// something wait for each other.
@@ -62,6 +65,26 @@ struct RedirectRecord {
     id: u64,
     service: Service,
     began: Instant,
+}
+
+/// What one client who watches has been told.
+#[derive(Debug)]
+pub struct Updates {
+    by: Grouping,
+    measured: Measured,
+    /// When it was told last.
+    until: Option<Instant>,
+}
+
+impl Updates {
+    /// For a client who has been told nothing yet.
+    pub fn new(params: Watch) -> Self {
+        Self {
+            by: params.by,
+            measured: Measured::default(),
+            until: None,
+        }
+    }
 }
 
 /// Why a method wasn't carried out.
@@ -133,7 +156,8 @@ impl Plane {
             Method::Restore(params) => answer(id, self.restore(params).await),
             Method::List(_) => answer(id, self.list().await),
             Method::Connections(params) => answer(id, self.connections(params).await),
-            Method::Stats(_) => answer(id, self.stats().await),
+            Method::Stats(params) => answer(id, self.stats(params).await),
+            Method::Watch(params) => answer(id, self.update(&mut Updates::new(params)).await),
             Method::Version(_) => Answer::ok(id, &self.about),
         }
     }
@@ -379,7 +403,14 @@ impl Plane {
         Ok(ConnectionsResult { connections, next })
     }
 
-    async fn stats(&self) -> Result<StatsResult, PlaneError> {
+    async fn stats(&self, params: Stats) -> Result<StatsResult, PlaneError> {
+        let groups = match params.by {
+            Some(by) => {
+                let measured = self.measured(by).await?;
+                Some(self.report(&measured).await)
+            }
+            None => None,
+        };
         let reports = self.workers.report().await?;
         let workers: Vec<Counters> = reports.iter().map(view::counters).collect();
         let mut total = Counters::default();
@@ -390,7 +421,65 @@ impl Plane {
             uptime_seconds: self.started.elapsed().as_secs(),
             workers,
             total,
+            groups,
         })
+    }
+
+    /// What has been measured since the last of these updates, or since the start.
+    pub async fn next_update(&self, id: u64, updates: &mut Updates) -> Answer {
+        answer(id, self.update(updates).await)
+    }
+
+    async fn update(&self, updates: &mut Updates) -> Result<WatchResult, PlaneError> {
+        let measured = self.measured(updates.by).await?;
+        let now = Instant::now();
+        let since = updates.until.unwrap_or(self.started);
+        let groups = self.report(&measured.since(&updates.measured)).await;
+        updates.until = Some(now);
+        updates.measured = measured;
+        Ok(WatchResult {
+            interval_ms: u64::try_from(now.duration_since(since).as_millis()).unwrap_or(u64::MAX),
+            groups,
+        })
+    }
+
+    /// What all workers have measured since the start. Each is asked for a little at a time, so that its
+    /// packets needn't wait.
+    async fn measured(&self, by: Grouping) -> Result<Measured, WorkerGone> {
+        let mut measured = Measured::default();
+        for worker in 0..self.workers.count() {
+            let mut first = 0;
+            loop {
+                let (aggregates, groups, more) = self
+                    .workers
+                    .ask(worker, move |engine| {
+                        let all = engine.aggregates();
+                        let (slice, more) = all.slice(first..first + AGGREGATES_AT_ONCE);
+                        (slice.cloned().collect::<Vec<_>>(), all.groups(), more)
+                    })
+                    .await?;
+                for aggregate in &aggregates {
+                    measured.add(aggregate, by, groups);
+                }
+                if !more {
+                    break;
+                }
+                first += AGGREGATES_AT_ONCE;
+            }
+        }
+        Ok(measured)
+    }
+
+    /// What was measured in the words of the protocol, but for diversions that are long gone.
+    async fn report(&self, measured: &Measured) -> Vec<GroupStats> {
+        let rules = self.rules.lock().await;
+        let known: HashMap<DiversionId, &Diversion> = rules
+            .diversions
+            .iter()
+            .chain(&rules.restored)
+            .map(|diversion| (diversion.id, diversion))
+            .collect();
+        measured.report(|id| known.get(&id).map(|d| (d.service, d.from)))
     }
 
     /// How many connections follow each diversion to each mirror, in all workers together.

@@ -7,14 +7,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control_protocol::{Answer, ErrorCode, MAX_LINE, read_request};
+use control_protocol::{Answer, ErrorCode, MAX_LINE, Method, Request, Watch, read_request};
 use log::{debug, warn};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::select;
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::plane::Plane;
+use super::plane::{Plane, Updates};
 
 /// Clients at a time; more are told so and closed.
 const MAX_CLIENTS: usize = 64;
@@ -22,6 +23,8 @@ const MAX_CLIENTS: usize = 64;
 const LINE_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a client to take an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two updates for a client who watches.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves clients for ever.
 pub async fn serve(listener: UnixListener, plane: Arc<Plane>) {
@@ -73,6 +76,10 @@ async fn converse(stream: UnixStream, plane: &Plane) -> io::Result<()> {
                 "the last line has no end (\\n), so it was not carried out",
             ),
             LineEnd::Whole | LineEnd::TooLong => match read_request(&line) {
+                Ok(Request {
+                    id,
+                    method: Method::Watch(params),
+                }) => return watch(id, params, &mut reader, &mut writer, plane).await,
                 Ok(request) => plane.answer(request).await,
                 Err(answer) => answer,
             },
@@ -80,6 +87,36 @@ async fn converse(stream: UnixStream, plane: &Plane) -> io::Result<()> {
         send(&mut writer, &answer).await?;
         if end != LineEnd::Whole {
             return Ok(());
+        }
+    }
+}
+
+/// Sends a client an update a second until it closes, or reads none for a while. One that is slow gets
+/// fewer.
+async fn watch(
+    id: u64,
+    params: Watch,
+    reader: &mut (impl AsyncBufRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    plane: &Plane,
+) -> io::Result<()> {
+    let mut updates = Updates::new(params);
+    let mut interval = interval(WATCH_INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        select! {
+            _ = interval.tick() => {
+                let answer = plane.next_update(id, &mut updates).await;
+                send(writer, &answer).await?;
+            }
+            read = reader.fill_buf() => {
+                if !read?.is_empty() {
+                    let message = "no request can follow `watch` on the same connection";
+                    let answer = Answer::error(None, ErrorCode::Refused, message);
+                    send(writer, &answer).await?;
+                }
+                return Ok(());
+            }
         }
     }
 }

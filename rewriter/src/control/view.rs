@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use control_protocol::{
-    ConnectionInfo, ConnectionState, Counters, DiversionInfo, DiversionState, MirrorInfo, Outcome,
-    Service, Splice, Traffic,
+    ConnectionInfo, ConnectionState, Counters, DiversionInfo, DiversionState, End, MirrorInfo,
+    Outcome, Service, Splice, Timing, Traffic,
 };
 
 use crate::engine::{DropReason, Engine, Obstacle, RedirectOutcome, SpliceOrders, Time};
 use crate::packet::Endpoint;
-use crate::table::{Connection, Diversion, Slot, State, TrafficCount};
+use crate::table::{Connection, Diversion, Latency, Slot, State, TcpProgress, TrafficCount};
 use crate::worker::Report;
 
 /// Slots that are looked at for one page: more would hold up the worker's packets.
@@ -69,6 +69,29 @@ fn connection_info(connection: &Connection, now: Time) -> ConnectionInfo {
         idle_seconds: now.since(connection.last_activity.into()).as_secs(),
         forward: traffic(connection.forward_traffic),
         reverse: traffic(connection.reverse_traffic),
+        age_seconds: now.since(connection.opened.into()).as_secs(),
+        timing: timing(connection),
+    }
+}
+
+fn timing(connection: &Connection) -> Timing {
+    let measured = &connection.timing;
+    let micros = |latency: Option<Latency>| {
+        latency.map(|latency| u64::try_from(latency.duration().as_micros()).unwrap_or(u64::MAX))
+    };
+    let (client, mirror) = (&connection.client, &connection.mirror);
+    Timing {
+        mirror_handshake_us: micros(measured.mirror_handshake),
+        client_handshake_us: micros(measured.client_handshake),
+        mirror_rtt_us: micros(measured.mirror_rtt),
+        client_rtt_us: micros(measured.client_rtt),
+        first_byte_us: micros(measured.first_byte),
+        client_retransmissions: client.retransmissions,
+        mirror_retransmissions: mirror.retransmissions,
+        icmp_errors: measured.icmp_errors,
+        reset_by: [(client, End::Client), (mirror, End::Mirror)]
+            .into_iter()
+            .find_map(|(progress, end)| progress.has(TcpProgress::RESET).then_some(end)),
     }
 }
 

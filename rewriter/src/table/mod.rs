@@ -29,4 +29,4 @@ pub use diversions::{Diversion, DiversionId, Diversions, Refusal, check_proxies}
 pub use latency::Latency;
 pub use proxy_pool::{Exhausted, ProxyPool, Taken};
 pub use timer_wheel::{Tick, TimerWheel};
-pub use totals::{OneWay, SIZE_CLASSES, Timed, Totals, histogram};
+pub use totals::{OneWay, SIZE_CLASSES, Timed, Totals};

@@ -145,6 +145,37 @@ impl Totals {
     }
 }
 
+impl Totals {
+    /// Takes earlier totals of the same connections from these. What was counted earlier and is missing here
+    /// counts as nothing.
+    pub fn subtract(&mut self, earlier: &Self) {
+        let less = |now: &mut u64, earlier: u64| *now = now.saturating_sub(earlier);
+        for (now, earlier) in [
+            (&mut self.forward, &earlier.forward),
+            (&mut self.reverse, &earlier.reverse),
+        ] {
+            less(&mut now.bytes, earlier.bytes);
+            for (now, earlier) in now.sizes.iter_mut().zip(earlier.sizes) {
+                less(now, earlier);
+            }
+            less(&mut now.retransmissions, earlier.retransmissions);
+            less(&mut now.resets, earlier.resets);
+        }
+        less(&mut self.opened, earlier.opened);
+        less(&mut self.refused, earlier.refused);
+        less(&mut self.unanswered, earlier.unanswered);
+        less(&mut self.icmp_errors, earlier.icmp_errors);
+        if let (Some(now), Some(earlier)) = (&mut self.times, &earlier.times) {
+            for (now, earlier) in now.by_what.iter_mut().zip(&earlier.by_what) {
+                // Refused, and left as it is, where the earlier one has more.
+                if now.subtract(earlier).is_err() {
+                    now.reset();
+                }
+            }
+        }
+    }
+}
+
 impl Default for Times {
     fn default() -> Self {
         Self {
@@ -155,7 +186,7 @@ impl Default for Times {
 
 /// An empty histogram of the form that all here have: one decimal digit, which takes 16 steps for each
 /// doubling.
-pub fn histogram() -> Histogram<u32> {
+fn histogram() -> Histogram<u32> {
     Histogram::new_with_bounds(1, LONGEST, 1).expect("constant bounds, which it takes")
 }
 
