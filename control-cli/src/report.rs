@@ -817,7 +817,7 @@ mod tests {
             ..group.clone()
         };
         insta::assert_snapshot!(
-            written(TERMINAL, |output| groups(output, Grouping::Mirror, &[group.clone()])), @r"
+            written(TERMINAL, |output| groups(output, Grouping::Mirror, std::slice::from_ref(&group))), @r"
         SERVICE          FROM  MIRROR       CONNECTIONS  OPENED  REFUSED  UNANSWERED  RESETS  ICMP ERRORS  FWD PACKETS  FWD BYTES  REV PACKETS  REV BYTES  RETRANSMISSIONS  ANSWERS     P50      P90      P99  CLIENT RTT  MIRROR RTT
         10.1.0.1:80/tcp  -     10.2.0.2:80           12      40        1           2       5            3         1000   123.5 kB          900     7.7 MB               10      400  850 µs  1.20 ms  45.0 ms           -           -
         ");
