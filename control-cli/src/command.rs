@@ -88,7 +88,7 @@ fn watch<W: Write>(
     // The first update is about all the time before: the second is the first of what is measured now.
     client.call(request)?;
     for _ in 0..given.count.unwrap_or(u64::MAX) {
-        let update = client.next_update::<Watch>()?;
+        let update = client.next_update()?;
         print(output, &update, |output, update| {
             report::update(output, given.by, update)
         })?;

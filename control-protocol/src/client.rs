@@ -13,8 +13,9 @@ use nix::sys::time::TimeVal;
 
 use crate::answer::{Answer, Failure};
 use crate::line::{MAX_ANSWER_LINE, MAX_LINE};
-use crate::method::Call;
+use crate::method::{Call, Watch};
 use crate::request::Request;
+use crate::results::WatchResult;
 
 /// How long a client waits unless told otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -183,14 +184,14 @@ impl Client {
         read_answer::<C>(&answer, request.id)
     }
 
-    /// The next answer to a [`Watch`](crate::Watch) that has been [called](Client::call), when it comes.
+    /// The next answer to a [`Watch`] that has been [called](Client::call), when it comes.
     ///
     /// # Errors
     /// As [`Client::call`].
-    pub fn next_update<C: Call>(&mut self) -> Result<C::Result, ClientError> {
+    pub fn next_update(&mut self) -> Result<WatchResult, ClientError> {
         let deadline = Instant::now() + self.timeout;
         let answer = self.receive(deadline)?;
-        read_answer::<C>(&answer, self.next_id.wrapping_sub(1))
+        read_answer::<Watch>(&answer, self.next_id.wrapping_sub(1))
     }
 
     fn send(&mut self, mut line: &[u8], deadline: Instant) -> Result<(), ClientError> {

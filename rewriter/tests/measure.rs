@@ -109,6 +109,15 @@ fn a_repeated_syn_spoils_the_handshakes_time() {
     let connection = story.connection();
     assert_eq!(connection.timing.mirror_handshake, None);
     assert_eq!(connection.client.retransmissions, 1);
+    // What comes later is no handshake.
+    story.after(20, Story::from_client(ACK, (1001, 7001), b"request"));
+    story.after(4, Story::from_mirror(ACK, (7001, 1008), b""));
+    let timing = story.connection().timing;
+    assert_eq!(timing.mirror_handshake, None);
+    assert_eq!(milliseconds(timing.mirror_rtt), Some(4));
+    let totals = story.totals();
+    assert_eq!(recorded(&totals, Timed::MirrorHandshake), 0);
+    assert_eq!(recorded(&totals, Timed::MirrorRtt), 1);
 }
 
 #[test]
@@ -174,6 +183,11 @@ fn refusals_resets_and_silence_are_told_apart() {
     refused.after(1, Story::from_mirror(RST | ACK, (0, 1001), b""));
     let totals = refused.totals();
     assert_eq!((totals.refused, totals.reverse.resets), (1, 1));
+    assert_eq!(
+        recorded(&totals, Timed::MirrorHandshake),
+        0,
+        "a refusal is none"
+    );
 
     let mut reset = Story::open();
     reset.after(1, Story::from_mirror(RST, (7001, 0), b""));
@@ -233,6 +247,20 @@ fn a_moved_connection_counts_where_it_is() {
     let timing = story.connection().timing;
     assert_eq!((timing.mirror_handshake, timing.mirror_rtt), (None, None));
     assert_eq!(milliseconds(timing.client_handshake), Some(20));
+
+    // And the first round trip to this mirror is no handshake.
+    story.after(5, Story::from_client(ACK, (1001, 7001), b"request"));
+    story.world.pass_time(Duration::from_millis(4));
+    let proxy = story.connection().mirror_side().proxy.into();
+    let mut answer = tcp(address("10.2.0.3:80"), proxy, ACK, (7001, 1008), b"");
+    story.world.handle(&mut answer);
+    let timing = story.connection().timing;
+    assert_eq!(timing.mirror_handshake, None);
+    assert_eq!(milliseconds(timing.mirror_rtt), Some(4));
+    assert_eq!(
+        recorded(&story.aggregates()[1].totals, Timed::MirrorHandshake),
+        0
+    );
 }
 
 #[test]

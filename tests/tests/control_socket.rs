@@ -262,3 +262,25 @@ fn no_daemon_there() {
         assert!(finished.stderr.contains("shuntd"), "{finished:#?}");
     }
 }
+
+/// A client who watches gets updates, and can ask nothing else.
+#[test]
+fn nothing_can_follow_watch() {
+    let lab = Lab::new();
+    let shuntd = Shuntd::start(&lab, "");
+    let mut client = Client::connect(&shuntd);
+    let update = client.ask(r#"{"v":1,"id":5,"method":"watch"}"#);
+    assert_eq!(
+        (&update["id"], &update["result"]["groups"]),
+        (&json!(5), &json!([]))
+    );
+    client.say(b"{\"v\":1,\"id\":6,\"method\":\"version\"}\n");
+    let refusal = loop {
+        let answer = client.hear().expect("a refusal comes first");
+        if answer["error"] != Value::Null {
+            break answer;
+        }
+    };
+    assert_eq!(refusal["error"]["code"], "refused");
+    assert_eq!(client.hear(), None);
+}

@@ -1,11 +1,9 @@
 //! What Shunt says that it has measured, beside what clients have seen.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use control_protocol::{Answer, End, GroupStats, StatsResult, WatchResult};
+use control_protocol::{Client, End, GroupStats, StatsResult, Watch};
 use scenarios::servers::{self, Conversation, Nginx};
 use scenarios::{CLIENT, Lab, MIRROR1, MIRROR2, SERVICE, Shuntd};
 
@@ -132,22 +130,10 @@ fn watchers_get_an_update_a_second_and_slow_ones_fewer() {
     };
     curl(3);
 
-    let mut watcher = UnixStream::connect(shuntd.socket()).expect("it listens");
-    watcher
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .expect("a timeout");
-    watcher
-        .write_all(b"{\"v\":1,\"id\":5,\"method\":\"watch\"}\n")
-        .expect("it listens");
-    let mut lines = BufReader::new(watcher.try_clone().expect("a handle"));
-    let mut update = || -> WatchResult {
-        let mut line = String::new();
-        lines.read_line(&mut line).expect("an update");
-        let answer = Answer::from_line(line.as_bytes()).expect("an answer");
-        assert_eq!(answer.id, Some(5));
-        answer.result().expect("a result").expect("an update")
-    };
-    assert_eq!(update().groups[0].opened, 3);
+    let mut watcher = Client::connect(shuntd.socket()).expect("it listens");
+    let first = watcher.call(Watch::default()).expect("an update");
+    assert_eq!(first.groups[0].opened, 3);
+    let mut update = || watcher.next_update().expect("an update");
     curl(4);
     let (began, mut opened, mut milliseconds) = (Instant::now(), 0, 0);
     while opened < 4 {
@@ -171,14 +157,6 @@ fn watchers_get_an_update_a_second_and_slow_ones_fewer() {
         assert!(began.elapsed() < Duration::from_secs(15), "{opened} of 5");
     }
     assert_eq!(opened, 5);
-
-    // Nothing else may be asked here.
-    watcher
-        .write_all(b"{\"v\":1,\"id\":6,\"method\":\"version\"}\n")
-        .expect("it listens");
-    let rest: Vec<String> = lines.lines().map_while(Result::ok).collect();
-    let last = rest.last().expect("a refusal");
-    assert!(last.contains("no request can follow `watch`"), "{last}");
 
     let shown = shuntd.ctl("watch --count 2 --by service").success();
     assert_eq!(shown.matches("interval_ms\t").count(), 2, "{shown}");

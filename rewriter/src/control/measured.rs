@@ -1,6 +1,6 @@
 //! What the engines have measured, added up by what was asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use control_protocol::{ClientPrefix, Distribution, GroupStats, Grouping, OneWayStats};
 use hdrhistogram::Histogram;
@@ -37,7 +37,7 @@ impl GroupKey {
     }
 
     /// The diversion that it is about, if it is about one.
-    pub(super) fn diversion(&self) -> Option<DiversionId> {
+    fn diversion(&self) -> Option<DiversionId> {
         match self {
             Self::Mirror(diversion, _) | Self::Service(diversion) => Some(*diversion),
             Self::Client(_) => None,
@@ -93,6 +93,11 @@ impl Measured {
         Self {
             groups: groups.collect(),
         }
+    }
+
+    /// The diversions that groups are about.
+    pub(super) fn diversions(&self) -> HashSet<DiversionId> {
+        self.groups.keys().filter_map(GroupKey::diversion).collect()
     }
 
     /// The groups in their order, those left out that `about` knows nothing of: the service that a group is
@@ -164,7 +169,7 @@ fn size_at(sizes: &[u64; SIZE_CLASSES], part: u128) -> u64 {
     class.map_or(0, |class| 64 << class)
 }
 
-fn distribution(times: Option<&Histogram<u32>>) -> Distribution {
+fn distribution(times: Option<&Histogram<u64>>) -> Distribution {
     let Some(times) = times.filter(|times| !times.is_empty()) else {
         return Distribution::default();
     };

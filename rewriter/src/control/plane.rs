@@ -33,8 +33,9 @@ use crate::worker::{WorkerGone, Workers};
 
 /// How many redirects are remembered.
 const MAX_REDIRECTS: usize = 256;
-/// How many aggregates a worker is asked for at once: some hundred kilobytes.
-const AGGREGATES_AT_ONCE: usize = 64;
+/// How many aggregates a worker is asked for at once: at most a quarter of a megabyte, which it copies
+/// between two batches of packets.
+const AGGREGATES_AT_ONCE: usize = 16;
 
 /// The control plane of one daemon. Its methods may be called at the same time; those that change
 /// something wait for each other.
@@ -157,6 +158,7 @@ impl Plane {
             Method::List(_) => answer(id, self.list().await),
             Method::Connections(params) => answer(id, self.connections(params).await),
             Method::Stats(params) => answer(id, self.stats(params).await),
+            // The first of its answers; the server goes on.
             Method::Watch(params) => answer(id, self.update(&mut Updates::new(params)).await),
             Method::Version(_) => Answer::ok(id, &self.about),
         }
@@ -472,11 +474,13 @@ impl Plane {
 
     /// What was measured in the words of the protocol, but for diversions that are long gone.
     async fn report(&self, measured: &Measured) -> Vec<GroupStats> {
+        let wanted = measured.diversions();
         let rules = self.rules.lock().await;
         let known: HashMap<DiversionId, &Diversion> = rules
             .diversions
             .iter()
             .chain(&rules.restored)
+            .filter(|diversion| wanted.contains(&diversion.id))
             .map(|diversion| (diversion.id, diversion))
             .collect();
         measured.report(|id| known.get(&id).map(|d| (d.service, d.from)))

@@ -9,9 +9,9 @@
 use std::time::Duration;
 
 use super::Time;
-use super::tcp::later;
+use super::tcp::{brings_news, later};
 use crate::packet::TcpSegment;
-use crate::table::{Connection, Direction, Latency, TcpProgress, Timed, Timing, Totals};
+use crate::table::{Connection, Direction, Latency, Timed, Timing, Totals};
 
 /// Takes note of a TCP segment, before `tcp::follow` does.
 pub(super) fn segment(
@@ -21,22 +21,28 @@ pub(super) fn segment(
     segment: &TcpSegment,
     now: Time,
 ) {
-    if connection.timing.sampled == Some(direction.turned())
+    // A reset answers nothing, and its numbers may be anything.
+    if segment.has(TcpSegment::RST) {
+        return;
+    }
+    let (sender, receiver) = match direction {
+        Direction::Forward => (&mut connection.client, &connection.mirror),
+        Direction::Reverse => (&mut connection.mirror, &connection.client),
+    };
+    let timing = &mut connection.timing;
+    if timing.sampled == Some(direction.turned())
         && segment.has(TcpSegment::ACK)
-        && later(connection.timing.sample_end, segment.acknowledgement) == segment.acknowledgement
+        && later(timing.sample_end, segment.acknowledgement) == segment.acknowledgement
     {
-        end_sample(&mut connection.timing, totals, direction, now);
+        // Only a SYN ends where the data begins.
+        let is_handshake = timing.sample_end == receiver.start;
+        end_sample(timing, totals, direction, is_handshake, now);
     }
     let end = segment.next_sequence();
     if end == segment.sequence {
         return;
     }
-    let sender = match direction {
-        Direction::Forward => &mut connection.client,
-        Direction::Reverse => &mut connection.mirror,
-    };
-    let timing = &mut connection.timing;
-    let is_new = !sender.has(TcpProgress::BEGUN) || later(sender.sent, end) != sender.sent;
+    let is_new = brings_news(sender, segment);
     // A keep-alive probe may have an old byte in it (RFC 9293, section 3.8.4).
     let may_probe = segment.payload == 1 && end == segment.sequence.wrapping_add(1);
     if is_new {
@@ -82,7 +88,13 @@ fn data(connection: &mut Connection, totals: &mut Totals, direction: Direction, 
 }
 
 /// Ends the sample: what acknowledges it goes in `direction`.
-fn end_sample(timing: &mut Timing, totals: &mut Totals, direction: Direction, now: Time) {
+fn end_sample(
+    timing: &mut Timing,
+    totals: &mut Totals,
+    direction: Direction,
+    is_handshake: bool,
+    now: Time,
+) {
     timing.sampled = None;
     let time = elapsed(timing.sample_began, now);
     let (handshake, average, timed) = match direction {
@@ -97,8 +109,7 @@ fn end_sample(timing: &mut Timing, totals: &mut Totals, direction: Direction, no
             (Timed::MirrorHandshake, Timed::MirrorRtt),
         ),
     };
-    // The first of all, unless it was spoilt, is that of a SYN.
-    if average.is_none() && handshake.is_none() {
+    if is_handshake {
         *handshake = Some(Latency::new(time));
         totals.record(timed.0, time);
     } else {

@@ -1,6 +1,6 @@
 //! What a TCP connection is used for, told by what its ends say first.
 
-use super::tcp::later;
+use super::tcp::brings_news;
 use crate::packet::TcpSegment;
 use crate::table::{Connection, Direction, Talk};
 
@@ -28,7 +28,7 @@ pub(super) fn listen(
         Direction::Forward => &connection.client,
         Direction::Reverse => &connection.mirror,
     };
-    let is_new = later(sender.sent, segment.next_sequence()) != sender.sent;
+    let is_new = brings_news(sender, segment);
     let is_first = segment.sequence == sender.start;
     if is_new {
         connection.last_data = Some(direction);

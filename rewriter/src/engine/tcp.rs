@@ -105,6 +105,11 @@ fn note(sender: &mut TcpProgress, packet: &Packet<'_>, segment: &TcpSegment) {
     }
 }
 
+/// Whether a segment brings something that its sender hasn't sent before, as far as was seen.
+pub(super) fn brings_news(sender: &TcpProgress, segment: &TcpSegment) -> bool {
+    !sender.has(TcpProgress::BEGUN) || later(sender.sent, segment.next_sequence()) != sender.sent
+}
+
 /// The later of two sequence numbers (RFC 9293, section 3.4: they go round).
 pub(super) fn later(a: u32, b: u32) -> u32 {
     if b.wrapping_sub(a) < 1 << 31 { b } else { a }

@@ -18,6 +18,9 @@ use crate::packet::{Address, Endpoint};
 /// From how many aggregates on no prefix gets one of its own.
 pub const MAX_AGGREGATES: usize = 2048;
 
+/// How many aggregates without connections are looked at to make room for a new one: a packet is waiting.
+const DROPPED_AT_ONCE: usize = 4;
+
 /// Which clients are taken together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientGroups {
@@ -113,10 +116,7 @@ impl Aggregates {
             return;
         };
         aggregate.connections = aggregate.connections.saturating_sub(1);
-        if aggregate.connections == 0 && !aggregate.is_idle {
-            aggregate.is_idle = true;
-            self.idle.push_back(id);
-        }
+        self.queue_if_idle(id);
     }
 
     /// An aggregate that has connections.
@@ -152,10 +152,12 @@ impl Aggregates {
     }
 
     fn add(&mut self, key: AggregateKey) -> AggregateId {
-        while self.by_key.len() >= MAX_AGGREGATES
-            && let Some(id) = self.idle.pop_front()
-        {
-            self.drop_idle(id);
+        for _ in 0..DROPPED_AT_ONCE {
+            if self.by_key.len() >= MAX_AGGREGATES
+                && let Some(id) = self.idle.pop_front()
+            {
+                self.drop_idle(id);
+            }
         }
         if self.by_key.len() < MAX_AGGREGATES {
             return self.put(key);
@@ -217,11 +219,18 @@ impl Aggregates {
         let rest = self.of_the_rest(dropped.key);
         if let Some(aggregate) = self.get_mut(rest) {
             aggregate.totals.add(&dropped.totals);
-            let is_forgotten = aggregate.connections == 0 && !aggregate.is_idle;
-            if is_forgotten {
-                aggregate.is_idle = true;
-                self.idle.push_back(rest);
-            }
+            self.queue_if_idle(rest);
+        }
+    }
+
+    /// Has an aggregate make room when it comes to that, if it has no connections.
+    fn queue_if_idle(&mut self, id: AggregateId) {
+        if let Some(aggregate) = self.get_mut(id)
+            && aggregate.connections == 0
+            && !aggregate.is_idle
+        {
+            aggregate.is_idle = true;
+            self.idle.push_back(id);
         }
     }
 }
@@ -293,5 +302,26 @@ mod tests {
         }
         let opened = aggregates.iter().map(|a| a.totals.opened);
         assert_eq!(opened.sum::<u64>(), 5000);
+    }
+
+    #[test]
+    fn however_many_are_idle_a_new_one_waits_for_few_of_them() {
+        let mut aggregates = Aggregates::new(ClientGroups::default());
+        let ids: Vec<AggregateId> = (0..10 * MAX_AGGREGATES as u32)
+            .map(|diversion| aggregates.enter(DiversionId(diversion), mirror(80), client(1)))
+            .collect();
+        ids.into_iter().for_each(|id| aggregates.leave(id));
+        // First they become those of all clients, then they go.
+        for number in 0..10 * MAX_AGGREGATES as u32 {
+            let before = aggregates.iter().count();
+            let id = aggregates.enter(DiversionId(u32::MAX - number), mirror(80), client(1));
+            aggregates.leave(id);
+            let after = aggregates.iter().count();
+            assert!(
+                before.abs_diff(after) <= DROPPED_AT_ONCE,
+                "{before}, {after}"
+            );
+        }
+        assert!(aggregates.iter().count() <= MAX_AGGREGATES);
     }
 }

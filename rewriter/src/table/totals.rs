@@ -48,7 +48,7 @@ pub struct OneWay {
 /// Times in microseconds, to a sixteenth; longer ones than a minute count as a minute.
 #[derive(Debug, Clone)]
 pub struct Times {
-    by_what: [Histogram<u32>; Timed::ALL.len()],
+    by_what: [Histogram<u64>; Timed::ALL.len()],
 }
 
 /// What is timed.
@@ -97,6 +97,19 @@ impl OneWay {
         self.retransmissions += other.retransmissions;
         self.resets += other.resets;
     }
+
+    fn subtract(&mut self, earlier: &Self) {
+        less(&mut self.bytes, earlier.bytes);
+        for (now, earlier) in self.sizes.iter_mut().zip(earlier.sizes) {
+            less(now, earlier);
+        }
+        less(&mut self.retransmissions, earlier.retransmissions);
+        less(&mut self.resets, earlier.resets);
+    }
+}
+
+fn less(now: &mut u64, earlier: u64) {
+    *now = now.saturating_sub(earlier);
 }
 
 fn size_class(bytes: usize) -> usize {
@@ -120,7 +133,7 @@ impl Totals {
     }
 
     /// The times that were counted, if any was.
-    pub fn times(&self, what: Timed) -> Option<&Histogram<u32>> {
+    pub fn times(&self, what: Timed) -> Option<&Histogram<u64>> {
         self.times
             .as_ref()
             .map(|times| &times.by_what[what as usize])
@@ -143,31 +156,19 @@ impl Totals {
             }
         }
     }
-}
 
-impl Totals {
     /// Takes earlier totals of the same connections from these. What was counted earlier and is missing here
     /// counts as nothing.
     pub fn subtract(&mut self, earlier: &Self) {
-        let less = |now: &mut u64, earlier: u64| *now = now.saturating_sub(earlier);
-        for (now, earlier) in [
-            (&mut self.forward, &earlier.forward),
-            (&mut self.reverse, &earlier.reverse),
-        ] {
-            less(&mut now.bytes, earlier.bytes);
-            for (now, earlier) in now.sizes.iter_mut().zip(earlier.sizes) {
-                less(now, earlier);
-            }
-            less(&mut now.retransmissions, earlier.retransmissions);
-            less(&mut now.resets, earlier.resets);
-        }
+        self.forward.subtract(&earlier.forward);
+        self.reverse.subtract(&earlier.reverse);
         less(&mut self.opened, earlier.opened);
         less(&mut self.refused, earlier.refused);
         less(&mut self.unanswered, earlier.unanswered);
         less(&mut self.icmp_errors, earlier.icmp_errors);
         if let (Some(now), Some(earlier)) = (&mut self.times, &earlier.times) {
             for (now, earlier) in now.by_what.iter_mut().zip(&earlier.by_what) {
-                // Refused, and left as it is, where the earlier one has more.
+                // It is refused where the earlier one has more.
                 if now.subtract(earlier).is_err() {
                     now.reset();
                 }
@@ -186,7 +187,7 @@ impl Default for Times {
 
 /// An empty histogram of the form that all here have: one decimal digit, which takes 16 steps for each
 /// doubling.
-fn histogram() -> Histogram<u32> {
+fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST, 1).expect("constant bounds, which it takes")
 }
 
@@ -219,5 +220,30 @@ mod tests {
         let longest = a.times(Timed::ClientRtt).unwrap().max();
         assert!((60_000_000..70_000_000).contains(&longest), "{longest}");
         assert_eq!(a.times(Timed::MirrorRtt).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn what_came_after_is_the_difference() {
+        let mut earlier = Totals::default();
+        earlier.forward.add_packet(100);
+        earlier.record(Timed::FirstByte, Duration::from_millis(10));
+        let mut now = earlier.clone();
+        now.forward.add_packet(1500);
+        now.record(Timed::FirstByte, Duration::from_millis(20));
+        let mut since = now.clone();
+        since.subtract(&earlier);
+        assert_eq!((since.forward.packets(), since.forward.bytes), (1, 1500));
+        assert_eq!(since.times(Timed::FirstByte).unwrap().len(), 1);
+        // More earlier than now: somebody has forgotten some.
+        earlier.subtract(&now);
+        assert_eq!(earlier.forward.packets(), 0);
+        assert_eq!(earlier.times(Timed::FirstByte).unwrap().len(), 0);
+    }
+
+    /// What the documents say of it.
+    #[test]
+    fn a_histogram_takes_three_kilobytes() {
+        let bytes = histogram().distinct_values() * size_of::<u64>();
+        assert!((2500..3500).contains(&bytes), "{bytes}");
     }
 }
