@@ -1,7 +1,7 @@
 //! Resets that the engine sends of its own accord (RFC 9293, sections 3.5.2 and 3.10.7.1).
 
 use super::segment::Segment;
-use crate::packet::{Endpoint, Renumbering, TcpOffer, TcpSegment};
+use crate::packet::{Endpoint, Packet, Renumbering, TcpOffer, TcpSegment};
 use crate::table::{ClientSide, Connection, MirrorSide, TcpProgress};
 
 /// The resets that end an established connection at both ends.
@@ -77,4 +77,10 @@ fn build(
         offer: TcpOffer::default(),
     }
     .build()
+}
+
+/// The reset that answers a segment which belongs to no connection.
+pub(super) fn refuse(packet: &Packet<'_>, segment: &TcpSegment) -> Option<Vec<u8>> {
+    let flow = packet.flow()?;
+    answer(flow.source, flow.destination, segment)
 }

@@ -26,46 +26,38 @@
 //! Until the new mirror has answered, the old one has the connection, and keeps it if anything goes
 //! wrong. Afterwards it is released: told that the client has finished, or has gone.
 //!
-//! Only what the first bytes of a connection allow is moved: see [`Talk`].
+//! Only what the first bytes of a connection allow is moved: see [`Talk`](crate::table::Talk).
+//!
+//! Here is what connections wait for, and what becomes of those that don't come to it. Then:
+//!
+//! - `connecting`: from the SYN to the new mirror to the joining of the two;
+//! - `joined`: the numbers;
+//! - `released`: the old mirror;
+//! - `obstacle`: why a connection can't be spliced.
+
+mod connecting;
+mod joined;
+mod obstacle;
+mod released;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
 use ahash::RandomState;
-use control_protocol::{Fallback, Protocol, Release};
+use control_protocol::{Fallback, Release};
+
+pub use obstacle::Obstacle;
+
+use joined::{Joined, scales};
+use released::Released;
 
 use super::redirect::{Redirect, RedirectOutcome};
 use super::segment::Segment;
-use super::tcp::later;
-use super::{Engine, Outgoing, Time, Verdict, is_taken, reset};
-use crate::packet::{
-    Flow, Packet, Renumbering, TcpOffer, TcpSegment, Timestamps, Transport, VnetHeader,
-    WindowScales,
-};
-use crate::table::{
-    Connection, Direction, DiversionId, MirrorSide, Slot, State, Talk, TcpProgress,
-};
+use super::{Engine, Time, Verdict};
+use crate::packet::{Flow, Packet, TcpSegment, Transport, VnetHeader};
+use crate::table::{Connection, Direction, DiversionId, MirrorSide, Slot, State, TcpProgress};
 
-/// How long after each SYN to the new mirror the next is sent, or the mirror given up: 3 s altogether.
-const SYN_INTERVALS: [Duration; 4] = [
-    Duration::from_millis(200),
-    Duration::from_millis(400),
-    Duration::from_millis(800),
-    Duration::from_millis(1600),
-];
-/// How long after each FIN to the old mirror the next is sent, or the mirror given up.
-const FIN_INTERVALS: [Duration; 5] = [
-    Duration::from_millis(200),
-    Duration::from_millis(400),
-    Duration::from_millis(800),
-    Duration::from_millis(1600),
-    Duration::from_millis(3200),
-];
-/// How long the old mirror is still answered, and the proxy port not given to another connection there.
-const RELEASE_TIME: Duration = Duration::from_secs(60);
-/// The most old mirrors' sides that are remembered; of more, the ports are free at once.
-const MAX_RELEASED: usize = 1 << 18;
 /// How many segments, and how many bytes, one connection's client may have held.
 const MAX_HELD: (usize, usize) = (64, 256 * 1024);
 /// How many connections are opened at the same time for clients that aren't waiting for an answer.
@@ -74,69 +66,6 @@ const MAX_CONNECTING: usize = 256;
 const MAX_OUTCOMES: usize = 256;
 /// How many timers are seen to at once.
 const TIMERS_AT_ONCE: usize = 256;
-
-macro_rules! obstacles {
-    ($($(#[$doc:meta])+ $obstacle:ident = $name:literal,)+) => {
-        /// Why a connection can't be spliced.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Obstacle {
-            $($(#[$doc])+ $obstacle,)+
-        }
-
-        impl Obstacle {
-            /// All of them.
-            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$obstacle,)+];
-
-            /// Its name in results.
-            pub fn name(self) -> &'static str {
-                match self {
-                    $(Self::$obstacle => $name,)+
-                }
-            }
-        }
-    };
-}
-
-obstacles! {
-    /// TLS: a new server doesn't know the keys.
-    Tls = "tls",
-    /// HTTP/2: a new server doesn't know the connection's state.
-    Http2 = "http2",
-    /// A WebSocket, or whatever else HTTP was upgraded to.
-    Upgraded = "upgraded",
-    /// The connection began with a PROXY header, which a new server would miss.
-    ProxyHeader = "proxy_header",
-    /// SSH: a new server doesn't know the keys.
-    Ssh = "ssh",
-    /// The server spoke first, and a new one would again: SMTP, FTP, MySQL.
-    ServerFirst = "server_first",
-    /// The beginning of the conversation wasn't seen.
-    Unseen = "unseen",
-    /// The new mirror doesn't take the TCP options that the connection has.
-    Options = "options",
-    /// The new mirror refused the connection.
-    MirrorRefused = "mirror_refused",
-    /// The new mirror didn't answer.
-    NoAnswer = "no_answer",
-    /// No proxy port was left for the new mirror.
-    NoProxyPort = "no_proxy_port",
-}
-
-impl Obstacle {
-    /// What stands in the way of a connection that is used for this.
-    fn of(talk: Talk) -> Option<Self> {
-        match talk {
-            Talk::Silent | Talk::Plain => None,
-            Talk::Unseen => Some(Self::Unseen),
-            Talk::Tls => Some(Self::Tls),
-            Talk::Http2 => Some(Self::Http2),
-            Talk::Upgraded => Some(Self::Upgraded),
-            Talk::ProxyHeader => Some(Self::ProxyHeader),
-            Talk::Ssh => Some(Self::Ssh),
-            Talk::ServerFirst => Some(Self::ServerFirst),
-        }
-    }
-}
 
 /// How connections are to be spliced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,40 +166,12 @@ struct Held {
     since: Time,
 }
 
-/// By how much the numbers of a spliced connection's mirror differ from those the client knows.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Joined {
-    /// For what the client sends.
-    pub forward: Renumbering,
-    /// For what the mirror sends.
-    pub reverse: Renumbering,
-}
-
 #[derive(Debug)]
 enum Stray {
     /// What the new mirror of a connection sends before the two are joined.
     Joining(Slot),
     /// What the old mirror still sends.
     Released(Box<Released>),
-}
-
-/// The old mirror of a connection that has moved on.
-#[derive(Debug)]
-struct Released {
-    side: MirrorSide,
-    /// Our next sequence number, a FIN not counted.
-    sequence: u32,
-    /// What the mirror is to be told that it was acknowledged.
-    acknowledgement: u32,
-    window: u16,
-    timestamps: Option<Timestamps>,
-    how: Release,
-    /// How many FINs have been sent.
-    fins: usize,
-    /// The FIN was acknowledged, or a reset took its place.
-    is_done: bool,
-    next_fin: Time,
-    until: Time,
 }
 
 impl Splices {
@@ -496,18 +397,6 @@ impl Engine {
         Verdict::Held
     }
 
-    /// Answers a SYN-ACK that the mirror of a spliced connection repeats: the acknowledgement was lost.
-    /// The client has had one long ago.
-    pub(super) fn answer_repeated_syn(&mut self, slot: Slot, segment: &TcpSegment) {
-        let Some(connection) = self.connections.get(slot) else {
-            return;
-        };
-        let joined = self.splices.joined(slot);
-        let acknowledgement = segment.next_sequence();
-        let segment = acknowledge(connection, &joined, acknowledgement);
-        self.outbox.extend(segment.build().map(Into::into));
-    }
-
     /// Sees to what is due.
     pub(super) fn handle_splice_timeout(&mut self, now: Time) {
         for _ in 0..TIMERS_AT_ONCE {
@@ -614,273 +503,6 @@ impl Engine {
         }
     }
 
-    /// Opens a connection to the mirror that this one is to be moved to. `false`: it stays.
-    fn connect(&mut self, slot: Slot, now: Time) -> bool {
-        let Some(connection) = self.connections.get(slot).copied() else {
-            return false;
-        };
-        let force = self
-            .splices
-            .moves
-            .get(&slot)
-            .is_some_and(|mv| mv.orders.force);
-        if let Some(obstacle) = Obstacle::of(connection.talk).filter(|_| !force) {
-            self.refuse_move(slot, &connection, obstacle, now);
-            return false;
-        }
-        let client_side = *connection.client_side();
-        let old = *connection.mirror_side();
-        let diversion = self
-            .diversions
-            .find(
-                client_side.client.address,
-                client_side.service,
-                Protocol::Tcp,
-            )
-            .filter(|diversion| !diversion.has_mirror(client_side.service, old.mirror));
-        let picked = diversion.and_then(|diversion| {
-            Some((
-                diversion.id,
-                diversion.pick(client_side.service, &mut self.random)?,
-            ))
-        });
-        let Some((diversion, mirror)) = picked else {
-            // It was diverted otherwise meanwhile.
-            self.leave(slot);
-            return false;
-        };
-        let side = MirrorSide {
-            proxy: old.proxy,
-            mirror,
-        };
-        let is_taken = |side: &MirrorSide| {
-            is_taken(&self.connections, &self.splices, &side.flow(Protocol::Tcp))
-        };
-        let side = if self.pool.take_same(Protocol::Tcp, &side, is_taken) {
-            side
-        } else {
-            match self.take_proxy(Protocol::Tcp, client_side.client, mirror, now) {
-                Ok(side) => side,
-                Err(_) => {
-                    self.fail(slot, Obstacle::NoProxyPort, now);
-                    return false;
-                }
-            }
-        };
-        let syn = self.introduction(&connection, &side);
-        let Some(mv) = self.splices.moves.get_mut(&slot) else {
-            self.pool.give_back(Slot::MAX, Protocol::Tcp, &side);
-            return false;
-        };
-        let next_syn = now.after(SYN_INTERVALS[0]);
-        mv.phase = Phase::Connecting(Box::new(Connecting {
-            side,
-            diversion,
-            syn,
-            syns: 1,
-            next_syn,
-            held: Vec::new(),
-            held_bytes: 0,
-        }));
-        self.splices.connecting += 1;
-        self.splices
-            .strays
-            .insert(side.flow(Protocol::Tcp), Stray::Joining(slot));
-        self.splices.set_timer(next_syn, Timer::Syn(slot));
-        self.outbox.extend(syn.build().map(Into::into));
-        true
-    }
-
-    /// The SYN that introduces the client to a new mirror, with the options that the connection has.
-    fn introduction(&self, connection: &Connection, side: &MirrorSide) -> Segment {
-        let (client, mirror) = (&connection.client, &connection.mirror);
-        // What a segment has besides its data, without options.
-        let headers = if side.proxy.address.is_v4() { 40 } else { 60 };
-        let limit = self.mss_clamp.map(|mtu| mtu.saturating_sub(headers));
-        let window = u32::from(client.window) << scales(connection).from;
-        Segment {
-            source: side.proxy,
-            destination: side.mirror,
-            sequence: client.sent.wrapping_sub(1),
-            acknowledgement: None,
-            flags: TcpSegment::SYN,
-            window: window.min(u16::MAX.into()) as u16,
-            offer: TcpOffer {
-                segment_size: (client.segment_size > 0).then(|| {
-                    limit.map_or(client.segment_size, |limit| limit.min(client.segment_size))
-                }),
-                window_scale: mirror.window_scale().and(client.window_scale()),
-                sack: client.has(TcpProgress::SACK) && mirror.has(TcpProgress::SACK),
-                timestamps: has_timestamps(connection).then_some(Timestamps {
-                    value: client.timestamp,
-                    echo: 0,
-                }),
-            },
-        }
-    }
-
-    fn repeat_syn(&mut self, slot: Slot, now: Time) {
-        let Some(Move {
-            phase: Phase::Connecting(connecting),
-            ..
-        }) = self.splices.moves.get_mut(&slot)
-        else {
-            return;
-        };
-        if connecting.next_syn > now {
-            return;
-        }
-        let Some(interval) = SYN_INTERVALS.get(connecting.syns) else {
-            self.fail(slot, Obstacle::NoAnswer, now);
-            return;
-        };
-        connecting.syns += 1;
-        connecting.next_syn = now.after(*interval);
-        let due = connecting.next_syn;
-        self.outbox.extend(connecting.syn.build().map(Into::into));
-        self.splices.set_timer(due, Timer::Syn(slot));
-    }
-
-    /// Looks at what the new mirror says to the SYN.
-    fn handle_new_mirror(
-        &mut self,
-        slot: Slot,
-        packet: &Packet<'_>,
-        segment: &TcpSegment,
-        now: Time,
-    ) {
-        let Some(connection) = self.connections.get(slot).copied() else {
-            return;
-        };
-        let answers_syn =
-            segment.has(TcpSegment::ACK) && segment.acknowledgement == connection.client.sent;
-        if segment.has(TcpSegment::RST) {
-            if answers_syn {
-                self.fail(slot, Obstacle::MirrorRefused, now);
-            }
-            return;
-        }
-        if !answers_syn || !segment.has(TcpSegment::SYN) {
-            // It has an older connection there: away with it, and the next SYN will do (RFC 9293,
-            // section 3.5.1).
-            self.outbox.extend(refuse(packet, segment).map(Into::into));
-            return;
-        }
-        let offer = packet.tcp_offer();
-        if has_timestamps(&connection) != offer.timestamps.is_some() {
-            self.outbox.extend(refuse(packet, segment).map(Into::into));
-            self.fail(slot, Obstacle::Options, now);
-            return;
-        }
-        self.join(slot, &connection, segment, &offer, now);
-    }
-
-    /// The new mirror is there: the connection is its from now on.
-    fn join(
-        &mut self,
-        slot: Slot,
-        before: &Connection,
-        syn: &TcpSegment,
-        offer: &TcpOffer,
-        now: Time,
-    ) {
-        let Some(Move {
-            redirect,
-            orders,
-            phase: Phase::Connecting(connecting),
-            ..
-        }) = self.splices.moves.remove(&slot)
-        else {
-            return;
-        };
-        self.splices.connecting -= 1;
-        let Connecting {
-            side,
-            diversion,
-            held,
-            ..
-        } = *connecting;
-        self.splices.strays.remove(&side.flow(Protocol::Tcp));
-        let old_numbers = self.splices.joined(slot);
-        let joined = Joined::between(before, syn, offer);
-        self.splices.joined.insert(slot, joined);
-        self.connections.move_to(slot, side);
-        let aggregate = self.change_aggregate(before, diversion, side.mirror);
-        self.counters.moved += 1;
-        if let Some(connection) = self.connections.get_mut(slot) {
-            connection.aggregate = aggregate;
-            connection.is_moving = false;
-            connection.is_spliced = true;
-            connection.last_activity = now.tick();
-            let segment = acknowledge(connection, &joined, syn.next_sequence());
-            self.outbox.extend(segment.build().map(Into::into));
-        }
-        self.deliver(redirect, held, now);
-        self.release(before, &old_numbers, orders.release, now);
-        let outcome = self.splices.outcome(redirect);
-        outcome.waiting -= 1;
-        outcome.moved += 1;
-        self.connect_ready(now);
-    }
-
-    /// Takes the client's segments, which were held for a redirect, where the connection goes now.
-    fn deliver(&mut self, redirect: u64, held: Vec<Held>, now: Time) {
-        if let Some(first) = held.first() {
-            let outcome = self.splices.outcome(redirect);
-            outcome.longest_hold = outcome.longest_hold.max(now.since(first.since));
-        }
-        for Held {
-            mut packet,
-            mut offload,
-            since: _,
-        } in held
-        {
-            let verdict = self.handle(&mut packet, &mut offload, now);
-            if let Verdict::Translated(_) = verdict {
-                self.outbox.push_back(Outgoing { packet, offload });
-            }
-        }
-    }
-
-    /// Stops connecting, if that has begun: the connection waits again, and the old mirror gets what was
-    /// held.
-    fn abandon(&mut self, slot: Slot, now: Time) {
-        let Some(redirect) = self.splices.moves.get(&slot).map(|mv| mv.redirect) else {
-            return;
-        };
-        let held = self.stop_connecting(slot);
-        // So that nothing is held a second time.
-        self.set_moving(slot, false);
-        self.deliver(redirect, held, now);
-        let waits = self.splices.moves.contains_key(&slot);
-        self.set_moving(slot, waits);
-    }
-
-    /// Stops connecting, if that has begun. Gives what was held.
-    fn stop_connecting(&mut self, slot: Slot) -> Vec<Held> {
-        let Some(mv) = self.splices.moves.get_mut(&slot) else {
-            return Vec::new();
-        };
-        let Phase::Connecting(connecting) = std::mem::replace(&mut mv.phase, Phase::Waiting) else {
-            return Vec::new();
-        };
-        let Connecting {
-            side, syn, held, ..
-        } = *connecting;
-        self.splices.connecting -= 1;
-        self.splices.strays.remove(&side.flow(Protocol::Tcp));
-        self.pool.give_back(Slot::MAX, Protocol::Tcp, &side);
-        // The mirror may have accepted it already.
-        let reset = Segment {
-            sequence: syn.sequence.wrapping_add(1),
-            flags: TcpSegment::RST,
-            offer: TcpOffer::default(),
-            ..syn
-        };
-        self.outbox.extend(reset.build().map(Into::into));
-        held
-    }
-
     fn set_moving(&mut self, slot: Slot, is_moving: bool) {
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.is_moving = is_moving;
@@ -934,183 +556,6 @@ impl Engine {
         self.splices.outcome(mv.redirect).waiting -= 1;
         self.give_up(slot, connection, obstacle, mv.redirect, &mv.orders, now);
     }
-
-    /// Ends the connection at the mirror that it has left. `before`: as it was there.
-    fn release(&mut self, before: &Connection, numbers: &Joined, how: Release, now: Time) {
-        let side = *before.mirror_side();
-        let mut released = Released {
-            side,
-            sequence: before.client.sent,
-            acknowledgement: before
-                .mirror
-                .sent
-                .wrapping_add(numbers.forward.acknowledgement),
-            window: numbers.forward.window.apply(before.client.window),
-            timestamps: has_timestamps(before).then_some(Timestamps {
-                value: before.client.timestamp,
-                echo: before.mirror.timestamp.wrapping_add(numbers.forward.echo),
-            }),
-            how,
-            fins: 0,
-            is_done: false,
-            next_fin: now,
-            until: now.after(RELEASE_TIME),
-        };
-        self.outbox.extend(released.end(now).map(Into::into));
-        let splices = &mut self.splices;
-        if splices.released.len() >= MAX_RELEASED {
-            self.pool.give_back(Slot::MAX, Protocol::Tcp, &side);
-            return;
-        }
-        let (number, flow) = (splices.next_number, side.flow(Protocol::Tcp));
-        splices.next_number += 1;
-        splices.set_timer(released.next_due(), Timer::Released(number));
-        splices.released.insert(number, flow);
-        splices
-            .strays
-            .insert(flow, Stray::Released(Box::new(released)));
-    }
-
-    fn see_to_released(&mut self, number: u64, now: Time) {
-        let splices = &mut self.splices;
-        let Some(flow) = splices.released.get(&number).copied() else {
-            return;
-        };
-        let Some(Stray::Released(released)) = splices.strays.get_mut(&flow) else {
-            return;
-        };
-        if released.until <= now {
-            let side = released.side;
-            splices.released.remove(&number);
-            splices.strays.remove(&flow);
-            self.pool.give_back(Slot::MAX, Protocol::Tcp, &side);
-            return;
-        }
-        if !released.is_done && released.next_fin <= now {
-            self.outbox.extend(released.end(now).map(Into::into));
-        }
-        let due = released.next_due();
-        splices.set_timer(due, Timer::Released(number));
-    }
-}
-
-impl Joined {
-    /// For a connection that goes on at a mirror which has answered with this SYN-ACK.
-    fn between(connection: &Connection, syn: &TcpSegment, offer: &TcpOffer) -> Self {
-        let sequence = connection.mirror.sent.wrapping_sub(syn.next_sequence());
-        // The new clock goes on where the old one was last seen.
-        let timestamp = offer.timestamps.map_or(0, |timestamps| {
-            connection.mirror.timestamp.wrapping_sub(timestamps.value)
-        });
-        let known = scales(connection);
-        // Windows are scaled if both say so (RFC 7323, section 2.2); ours did if the client's and the old
-        // mirror's were.
-        let now = match offer.window_scale {
-            Some(mirrors) if is_scaled(connection) => WindowScales {
-                from: known.from,
-                to: mirrors,
-            },
-            _ => WindowScales::default(),
-        };
-        Self {
-            forward: Renumbering {
-                acknowledgement: sequence.wrapping_neg(),
-                echo: timestamp.wrapping_neg(),
-                window: WindowScales {
-                    from: known.from,
-                    to: now.from,
-                },
-                ..Renumbering::default()
-            },
-            reverse: Renumbering {
-                sequence,
-                timestamp,
-                window: WindowScales {
-                    from: now.to,
-                    to: known.to,
-                },
-                ..Renumbering::default()
-            },
-        }
-    }
-}
-
-impl Released {
-    /// The segment that ends the connection: a FIN, again and again, and at last, or at once, a reset.
-    fn end(&mut self, now: Time) -> Option<Vec<u8>> {
-        let flags = match (self.how, FIN_INTERVALS.get(self.fins)) {
-            (Release::Fin, Some(interval)) => {
-                self.fins += 1;
-                self.next_fin = now.after(*interval);
-                TcpSegment::FIN
-            }
-            _ => {
-                self.is_done = true;
-                TcpSegment::RST
-            }
-        };
-        self.segment(self.sequence, flags).build()
-    }
-
-    /// What the mirror is answered.
-    fn answer(&mut self, packet: &Packet<'_>, segment: &TcpSegment) -> Option<Vec<u8>> {
-        if segment.has(TcpSegment::RST) {
-            self.is_done = true;
-            return None;
-        }
-        let is_in_order = segment.sequence == self.acknowledgement;
-        // Its acknowledgement was lost.
-        let is_repeated =
-            later(self.acknowledgement, segment.next_sequence()) == self.acknowledgement;
-        let has_more = segment.payload > 0 && !is_repeated;
-        if self.how == Release::Rst || segment.has(TcpSegment::SYN) || has_more {
-            // Nobody listens any more.
-            self.is_done = true;
-            return refuse(packet, segment);
-        }
-        if segment.has(TcpSegment::ACK) && segment.acknowledgement == self.sequence.wrapping_add(1)
-        {
-            self.is_done = true;
-        }
-        if !segment.has(TcpSegment::FIN) && segment.payload == 0 {
-            return None;
-        }
-        if let (Some(ours), Some(theirs)) = (&mut self.timestamps, packet.timestamps()) {
-            ours.echo = theirs.value;
-        }
-        if is_in_order && segment.has(TcpSegment::FIN) {
-            self.acknowledgement = segment.next_sequence();
-        }
-        self.segment(self.sequence.wrapping_add(1), 0).build()
-    }
-
-    fn segment(&self, sequence: u32, flags: u8) -> Segment {
-        Segment {
-            source: self.side.proxy,
-            destination: self.side.mirror,
-            sequence,
-            acknowledgement: Some(self.acknowledgement),
-            flags,
-            window: self.window,
-            offer: TcpOffer {
-                timestamps: self.timestamps,
-                ..TcpOffer::default()
-            },
-        }
-    }
-
-    fn next_due(&self) -> Time {
-        if self.is_done {
-            self.until
-        } else {
-            self.next_fin
-        }
-    }
-}
-
-/// Whether both ends scale their windows.
-fn is_scaled(connection: &Connection) -> bool {
-    connection.client.window_scale().is_some() && connection.mirror.window_scale().is_some()
 }
 
 /// Whether the client takes another segment. Otherwise the server may have more to say and wait for that
@@ -1118,49 +563,4 @@ fn is_scaled(connection: &Connection) -> bool {
 fn has_room(connection: &Connection) -> bool {
     let window = u32::from(connection.client.window) << scales(connection).from;
     window >= 2 * u32::from(connection.client.segment_size.max(536))
-}
-
-/// How the client's windows are scaled, and how it takes the mirror's to be.
-fn scales(connection: &Connection) -> WindowScales {
-    match (
-        connection.client.window_scale(),
-        connection.mirror.window_scale(),
-    ) {
-        (Some(from), Some(to)) => WindowScales { from, to },
-        _ => WindowScales::default(),
-    }
-}
-
-/// Whether the connection's segments have timestamps.
-fn has_timestamps(connection: &Connection) -> bool {
-    connection.client.has(TcpProgress::TIMESTAMPS) && connection.mirror.has(TcpProgress::TIMESTAMPS)
-}
-
-/// An acknowledgement to a spliced connection's mirror, in the client's name.
-fn acknowledge(connection: &Connection, joined: &Joined, acknowledgement: u32) -> Segment {
-    let MirrorSide { proxy, mirror } = *connection.mirror_side();
-    Segment {
-        source: proxy,
-        destination: mirror,
-        sequence: connection.mirror.acknowledged,
-        acknowledgement: Some(acknowledgement),
-        flags: 0,
-        window: joined.forward.window.apply(connection.client.window),
-        offer: TcpOffer {
-            timestamps: has_timestamps(connection).then_some(Timestamps {
-                value: connection.client.timestamp,
-                echo: connection
-                    .mirror
-                    .timestamp
-                    .wrapping_add(joined.forward.echo),
-            }),
-            ..TcpOffer::default()
-        },
-    }
-}
-
-/// The reset that answers a segment which belongs to no connection.
-fn refuse(packet: &Packet<'_>, segment: &TcpSegment) -> Option<Vec<u8>> {
-    let flow = packet.flow()?;
-    reset::answer(flow.source, flow.destination, segment)
 }
