@@ -7,7 +7,7 @@ use std::time::Duration;
 use control_protocol::{Call, Client, List, Outcome, RedirectsQuery, Stats, Version, Watch};
 use serde::Serialize;
 
-use crate::args::{Arguments, Command, WatchArguments};
+use crate::args::{Arguments, Command, StatsArguments, WatchArguments};
 use crate::output::{Format, Output};
 use crate::problem::Problem;
 use crate::report;
@@ -62,17 +62,15 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
             }
             report.end(output).map_err(Problem::Output)
         }
-        Command::Stats(given) => match given.by {
-            None => show(&mut client, Stats::default(), output, report::stats),
-            Some(by) => show(
-                &mut client,
-                Stats { by: given.by },
-                output,
-                |output, result| {
-                    report::groups(output, by, result.groups.as_deref().unwrap_or_default())
-                },
-            ),
-        },
+        Command::Stats(StatsArguments { by }) => {
+            let request = Stats { by: *by };
+            show(&mut client, request, output, |output, result| match by {
+                Some(by) => {
+                    report::groups(output, *by, result.groups.as_deref().unwrap_or_default())
+                }
+                None => report::stats(output, result),
+            })
+        }
         Command::Watch(given) => watch(&mut client, given, output),
         Command::Version => show(&mut client, Version {}, output, report::version),
     }

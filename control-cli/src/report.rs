@@ -412,8 +412,7 @@ pub fn update<W: Write>(
     } else {
         fields(output, &[("interval_ms", &result.interval_ms)])?;
     }
-    groups(output, by, &result.groups)?;
-    output.flush()
+    groups(output, by, &result.groups)
 }
 
 /// Shows the counters, one line each: its name as in JSON, the sum, and each worker's share. People

@@ -10,8 +10,8 @@
 //! mirror sees the proxy in place of the client and of every router on the way to it (RFC 5508,
 //! REQ-5 c).
 //!
-//! An error changes nothing in the table but that it is counted: it neither refreshes a connection nor ends it (RFC 5508,
-//! REQ-6; RFC 4787, REQ-12; RFC 5382, REQ-10).
+//! An error changes nothing in the table, but for being counted: it neither refreshes a connection nor
+//! ends it (RFC 5508, REQ-6; RFC 4787, REQ-12; RFC 5382, REQ-10).
 
 use super::{DropReason, Engine, Verdict};
 use crate::packet::{Flow, Packet, Quote, Transport};
