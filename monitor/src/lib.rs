@@ -1,0 +1,2 @@
+//! The network monitor of Shunt: watches the mirrors, decides, and instructs the rewriters (125 in the
+//! patent's figure 1).
