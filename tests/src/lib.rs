@@ -25,11 +25,13 @@
 mod capture;
 pub mod craft;
 mod lab;
+pub mod load;
 mod packet;
 mod packet_host;
 mod process;
 pub mod servers;
 mod shunt;
+pub mod timer;
 
 pub use capture::{Capture, Way};
 pub use lab::{Host, Lab};

@@ -258,7 +258,7 @@ pub fn shuntctl(host: &Host, socket: &Path, words: &str) -> Finished {
 /// One of Shunt's programs: what the environment names, or what cargo built beside this test.
 #[track_caller]
 pub fn binary(name: &str) -> PathBuf {
-    let variable = name.to_uppercase();
+    let variable = variable(name);
     if let Some(path) = std::env::var_os(&variable) {
         let path = PathBuf::from(path);
         assert!(
@@ -283,6 +283,15 @@ pub fn binary(name: &str) -> PathBuf {
                 program.display()
             )
         })
+}
+
+/// The environment variable that names a program's path: its name in capitals, but for the one that names
+/// the monitor's socket to `shuntctl`.
+fn variable(name: &str) -> String {
+    match name {
+        "shunt-monitor" => "SHUNT_MONITOR_BIN".into(),
+        _ => name.to_uppercase().replace('-', "_"),
+    }
 }
 
 /// The word after `flag`.
