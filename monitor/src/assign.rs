@@ -17,8 +17,9 @@ const MAX_MOVES: usize = 1000;
 const HALVINGS: usize = 40;
 /// Marginal costs that differ by less than this part are the same.
 const TOLERANCE: f64 = 1e-3;
-/// How much of the best assignment's gain is enough: the last of it takes the most moving.
-const ENOUGH: f64 = 0.9;
+/// How much of the best assignment's gain is enough, and how near to its cost: the last of it takes the most moving.
+const ENOUGH_GAIN: f64 = 0.9;
+const NEAR: f64 = 1.1;
 
 /// What requests are assigned to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -135,11 +136,11 @@ impl Problem {
 
     /// The smallest step from `present` towards `best` that gives most of the gain.
     pub fn enough(&self, present: &Assignment, best: &Assignment) -> Assignment {
-        let before = self.cost(present);
-        let gain = before - self.cost(best);
+        let (before, after) = (self.cost(present), self.cost(best));
+        let enough = (before - ENOUGH_GAIN * (before - after)).min(NEAR * after);
         (1..10)
             .map(|tenths| present.towards(best, f64::from(tenths) / 10.0))
-            .find(|step| before - self.cost(step) >= ENOUGH * gain)
+            .find(|step| self.cost(step) <= enough)
             .unwrap_or_else(|| best.clone())
     }
 
@@ -189,10 +190,12 @@ impl Problem {
 
     /// The shares of the groups from `skipped` on that have fixed ones; 0 for those that haven't.
     pub fn fixed(&self, skipped: usize) -> impl Iterator<Item = Shares> {
-        self.demands[skipped..].iter().map(|demand| match &demand.want {
-            Want::Fixed(shares) => shares.clone(),
-            Want::Free(_) | Want::Prefer { .. } => vec![0.0; self.places.len()],
-        })
+        self.demands[skipped..]
+            .iter()
+            .map(|demand| match &demand.want {
+                Want::Fixed(shares) => shares.clone(),
+                Want::Free(_) | Want::Prefer { .. } => vec![0.0; self.places.len()],
+            })
     }
 
     /// Shares that break no rule: those of places that may not be used go to the others.
@@ -200,7 +203,13 @@ impl Problem {
         let wanted: Vec<f64> = match &demand.want {
             Want::Fixed(fixed) => fixed.clone(),
             Want::Free(among) => (0..self.places.len())
-                .map(|place| if among.contains(&place) { shares[place] } else { 0.0 })
+                .map(|place| {
+                    if among.contains(&place) {
+                        shares[place]
+                    } else {
+                        0.0
+                    }
+                })
                 .collect(),
             // It is worked out afresh by `preferred`.
             Want::Prefer { .. } => shares.to_vec(),
@@ -449,7 +458,10 @@ fn within_caps(mut shares: Shares, caps: &[f64], among: &[usize]) -> Shares {
                 *share = *cap;
             }
         }
-        let room: f64 = among.iter().map(|place| caps[*place] - shares[*place]).sum();
+        let room: f64 = among
+            .iter()
+            .map(|place| caps[*place] - shares[*place])
+            .sum();
         if spare <= 1e-12 || room <= 1e-12 {
             break;
         }
@@ -484,7 +496,10 @@ mod tests {
 
     fn equal(problem: &Problem) -> Assignment {
         let places = problem.places.len();
-        Assignment(vec![vec![1.0 / places as f64; places]; problem.demands.len()])
+        Assignment(vec![
+            vec![1.0 / places as f64; places];
+            problem.demands.len()
+        ])
     }
 
     #[test]
