@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use ipnet::IpNet;
-use maxminddb::{MaxMindDbError, Reader, WithinOptions, geoip2};
+use maxminddb::{MaxMindDbError, Reader, WithinOptions};
+use serde::Deserialize;
 
 use super::{Locations, LocationsError};
 use crate::rules::suggestion::Suggestion;
@@ -18,6 +19,42 @@ const AMBIGUOUS: [(&str, &str, &str); 4] = [
     ("NA", "North America", "Namibia"),
     ("SA", "South America", "Saudi Arabia"),
 ];
+
+/// What is needed of a record; all else in it may be as it likes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Place<'a> {
+    #[serde(borrow)]
+    continent: Continent<'a>,
+    country: Country<'a>,
+    subdivisions: Vec<Named<'a>>,
+    city: Named<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Continent<'a> {
+    code: Option<&'a str>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Country<'a> {
+    iso_code: Option<&'a str>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Named<'a> {
+    #[serde(borrow)]
+    names: Names<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Names<'a> {
+    en: Option<&'a str>,
+}
 
 pub(super) fn read(
     path: &Path,
@@ -90,7 +127,7 @@ impl Places {
         }
     }
 
-    fn add(&mut self, record: usize, place: &geoip2::City<'_>) {
+    fn add(&mut self, record: usize, place: &Place<'_>) {
         let names = names(place);
         let wanted = names.iter().filter(|name| self.wanted.contains(*name));
         self.by_record.insert(record, wanted.cloned().collect());
@@ -126,19 +163,178 @@ impl Places {
 
 /// The names by which a place can be wanted: its continent, its country, and within its country its
 /// subdivisions and its city.
-fn names(place: &geoip2::City<'_>) -> Vec<String> {
+fn names(place: &Place<'_>) -> Vec<String> {
     let mut names = Vec::new();
     if let Some(continent) = place.continent.code {
         names.extend([continent.to_owned(), format!("continent:{continent}")]);
     }
     if let Some(country) = place.country.iso_code {
         names.extend([country.to_owned(), format!("country:{country}")]);
-        let subdivisions = place.subdivisions.iter().map(|part| part.names.english);
-        let within = subdivisions.chain([place.city.names.english]).flatten();
+        let subdivisions = place.subdivisions.iter().map(|part| part.names.en);
+        let within = subdivisions.chain([place.city.names.en]).flatten();
         names.extend(within.map(|name| format!("{country}/{name}")));
     }
     for name in &mut names {
         *name = name.to_lowercase();
     }
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use maxminddb_writer::Database;
+    use maxminddb_writer::metadata::IpVersion;
+    use maxminddb_writer::paths::IpAddrWithMask;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const LONDON: &str = "2.125.160.0/20";
+
+    fn city(continent: &str, country: &str, subdivision: &str, city: &str) -> Value {
+        json!({
+            "continent": { "code": continent, "names": { "en": "a continent" } },
+            "country": { "iso_code": country, "names": { "en": "a country" } },
+            "subdivisions": [ { "iso_code": "X", "names": { "en": subdivision } } ],
+            "city": { "geoname_id": 1, "names": { "en": city, "de": "a city" } },
+        })
+    }
+
+    /// A database of a few places. IPv4 is at `::/96`, as the format has it.
+    fn database(places: &[(&str, Value)]) -> Vec<u8> {
+        let mut database = Database::default();
+        database.metadata.ip_version = IpVersion::V6;
+        database.metadata.database_type = "GeoIP2-City".to_owned();
+        database.metadata.binary_format_major_version = 2;
+        for (prefix, place) in places {
+            let record = database.insert_value(place).unwrap();
+            let network: IpNet = prefix.parse().unwrap();
+            let path = match network {
+                IpNet::V4(v4) => {
+                    let address = u128::from(u32::from(v4.addr())).to_be_bytes();
+                    IpAddrWithMask::new(IpAddr::from(address), v4.prefix_len() + 96)
+                }
+                IpNet::V6(v6) => IpAddrWithMask::new(v6.addr().into(), v6.prefix_len()),
+            };
+            database.insert_node(path, record);
+        }
+        database.write_to(Vec::new()).unwrap()
+    }
+
+    fn a_few_places() -> Vec<u8> {
+        database(&[
+            (LONDON, city("EU", "GB", "England", "London")),
+            ("2.125.176.0/20", city("EU", "GB", "England", "Leeds")),
+            ("5.1.0.0/16", city("EU", "FR", "Île-de-France", "Paris")),
+            ("10.0.0.0/8", json!({})),
+            ("41.0.0.0/11", city("AF", "ZA", "Gauteng", "Pretoria")),
+            ("58.147.128.0/19", city("AS", "AF", "Kabul", "Kabul")),
+            ("2a02:6b8::/32", city("EU", "GB", "England", "London")),
+            ("2a02:6b9::/32", city("NA", "CA", "Ontario", "London")),
+        ])
+    }
+
+    fn table(bytes: Vec<u8>, wanted: &[&str]) -> Result<Locations, LocationsError> {
+        let wanted = wanted.iter().map(|name| name.to_string()).collect();
+        read(Path::new("places.mmdb"), bytes, wanted)
+    }
+
+    #[test]
+    fn places_are_found_by_continent_country_subdivision_and_city() {
+        let wanted = [
+            "eu",
+            "gb",
+            "gb/london",
+            "gb/england",
+            "fr/île-de-france",
+            "continent:af",
+            "country:af",
+            "london",
+            "gb/lodnon",
+        ];
+        let locations = table(a_few_places(), &wanted).unwrap();
+        for (place, expected) in [
+            ("EU", "2.125.160.0/19 5.1.0.0/16 2a02:6b8::/32"),
+            ("GB", "2.125.160.0/19 2a02:6b8::/32"),
+            ("GB/London", "2.125.160.0/20 2a02:6b8::/32"),
+            ("gb/ENGLAND", "2.125.160.0/19 2a02:6b8::/32"),
+            ("FR/Île-de-France", "5.1.0.0/16"),
+            ("continent:AF", "41.0.0.0/11"),
+            ("country:AF", "58.147.128.0/19"),
+        ] {
+            let prefixes = locations.find(place).expect(place);
+            let prefixes: Vec<String> = prefixes.iter().map(IpNet::to_string).collect();
+            assert_eq!(prefixes.join(" "), expected, "{place}");
+        }
+        let problem = |place| locations.find(place).expect_err(place).to_string();
+        assert_eq!(
+            problem("London"),
+            "location: nobody is at \"London\" in the table of places"
+        );
+        assert_eq!(
+            problem("GB/Lodnon"),
+            "location: nobody is at \"GB/Lodnon\" in the table of places; did you mean \"gb/london\"?"
+        );
+    }
+
+    #[test]
+    fn a_code_of_a_continent_and_a_country_is_not_guessed_at() {
+        assert_eq!(
+            table(a_few_places(), &["af"])
+                .expect_err("two meanings")
+                .to_string(),
+            "location \"AF\" is a continent (Africa) and a country (Afghanistan); write \
+             \"continent:AF\" or \"country:AF\""
+        );
+    }
+
+    #[test]
+    fn a_damaged_database_is_refused() {
+        let whole = a_few_places();
+        for bytes in [
+            Vec::new(),
+            b"prefix,location\n".to_vec(),
+            whole[..whole.len() / 2].to_vec(),
+        ] {
+            let error = table(bytes, &["eu"]).expect_err("no database").to_string();
+            assert!(error.starts_with("places.mmdb: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn any_damaged_byte_gives_an_answer() {
+        let whole = a_few_places();
+        let mut refused = 0;
+        for at in 0..whole.len() {
+            for bit in [0x01, 0x80] {
+                let mut damaged = whole.clone();
+                damaged[at] ^= bit;
+                refused += usize::from(table(damaged, &["eu"]).is_err());
+            }
+        }
+        assert!(refused > 0);
+    }
+
+    /// Both children of each node are the next one: 64 nodes, and 2^64 ways to the end.
+    #[test]
+    fn a_tree_whose_paths_meet_again_is_refused() {
+        let mut bytes = a_few_places();
+        let reader = Reader::from_source(bytes.clone()).unwrap();
+        assert_eq!(reader.metadata().record_size, 24);
+        for node in 0..64u32 {
+            let next = (node + 1).to_be_bytes();
+            for child in 0..2 {
+                let at = node as usize * 6 + child * 3;
+                bytes[at..at + 3].copy_from_slice(&next[1..]);
+            }
+        }
+        assert_eq!(
+            table(bytes, &["eu"])
+                .expect_err("too many leaves")
+                .to_string(),
+            "places.mmdb: the search tree is damaged"
+        );
+    }
 }

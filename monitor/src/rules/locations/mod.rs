@@ -181,3 +181,55 @@ fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, LocationsError> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        Locations::read(path, ["EU"])
+            .expect_err("no table")
+            .to_string()
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing.csv");
+        assert!(refusal(&missing).ends_with("missing.csv: No such file or directory (os error 2)"));
+        assert!(refusal(directory.path()).ends_with(": not a file"));
+        assert_eq!(refusal(Path::new("/dev/zero")), "/dev/zero: not a file");
+        let pipe = directory.path().join("pipe.csv");
+        mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        assert!(refusal(&pipe).ends_with("pipe.csv: not a file"));
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_refused() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"10.0.0.0/8,EU\n").unwrap();
+        assert!(read_bounded(file.path(), 14).is_ok());
+        let error = read_bounded(file.path(), 13)
+            .expect_err("one byte more")
+            .to_string();
+        assert!(error.ends_with(": more than 13 bytes"), "{error}");
+    }
+
+    #[test]
+    fn the_name_of_the_file_tells_its_kind() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name| {
+            let path = directory.path().join(name);
+            fs::write(&path, "10.0.0.0/8,EU\n").unwrap();
+            path
+        };
+        let table = Locations::read(&write("clients.csv"), ["EU"]).unwrap();
+        assert_eq!(table.find("eu").unwrap(), ["10.0.0.0/8".parse().unwrap()]);
+        assert!(refusal(&write("clients.MMDB")).contains("MaxMind"));
+    }
+}
