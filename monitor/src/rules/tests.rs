@@ -538,6 +538,10 @@ mod every_client {
                         }
                     }
                     for (i, group) in rules.groups().iter().enumerate() {
+                        for pair in times.windows(2) {
+                            let (now, then) = (rules.bounds(group, pair[0]), rules.bounds(group, pair[1]));
+                            prop_assert_eq!(now.rule != then.rule, now.until == Some(pair[1]));
+                        }
                         prop_assert_eq!(group.prefixes.is_empty(), i == 0);
                         for other in &rules.groups()[..i] {
                             prop_assert!(group.name != other.name, "{} twice", group.name);

@@ -2,10 +2,11 @@
 //! records of a GeoIP2 City or Country database.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::mem;
 use std::path::Path;
 
 use ipnet::IpNet;
-use maxminddb::{MaxMindDbError, Reader, WithinOptions};
+use maxminddb::{MaxMindDbError, Metadata, Reader, WithinOptions};
 use serde::Deserialize;
 
 use super::{Locations, LocationsError};
@@ -66,18 +67,14 @@ pub(super) fn read(
         path: path.display().to_string(),
         source,
     };
-    let reader = Reader::from_source(bytes).map_err(damaged)?;
-    // A tree has one more leaf than nodes. In a damaged file paths can meet again, and there could be
-    // more leaves than anyone can count.
-    let most = reader.metadata().node_count as usize + 1;
-    let options = WithinOptions::default().include_networks_without_data();
+    let reader = Reader::from_source(&bytes).map_err(damaged)?;
+    if !is_tree(&bytes, reader.metadata()) {
+        return Err(LocationsError::NotATree {
+            path: path.display().to_string(),
+        });
+    }
     let mut places = Places::new(wanted);
-    for (leaves, leaf) in reader.networks(options).map_err(damaged)?.enumerate() {
-        if leaves >= most {
-            return Err(LocationsError::NotATree {
-                path: path.display().to_string(),
-            });
-        }
+    for leaf in reader.networks(WithinOptions::default()).map_err(damaged)? {
         let leaf = leaf.map_err(damaged)?;
         let Some(record) = leaf.offset() else {
             continue;
@@ -92,6 +89,45 @@ pub(super) fn read(
         places.put(record, network);
     }
     Ok(places.finish())
+}
+
+/// Whether there is but one way to each node, so that walking all ways comes to an end. The exception is
+/// the root of IPv4, to which aliases lead (`::ffff:0:0/96` and others); the reader takes only the first
+/// way to it. Where a way leads back to itself, the reader notices.
+fn is_tree(bytes: &[u8], metadata: &Metadata) -> bool {
+    let nodes = metadata.node_count as usize;
+    let children = |node| children(bytes, metadata.record_size, node);
+    // IPv4 is at ::/96, if there is any.
+    let ipv4_root = (0..96).try_fold(0, |node, _| {
+        children(node)
+            .map(|[left, _]| left)
+            .filter(|left| *left < nodes)
+    });
+    let mut has_parent = vec![false; nodes];
+    (0..nodes).filter_map(children).flatten().all(|child| {
+        let seen = has_parent
+            .get_mut(child)
+            .is_some_and(|seen| mem::replace(seen, true));
+        !seen || Some(child) == ipv4_root
+    })
+}
+
+/// A node's two children: nodes, or from the number of nodes on something else.
+fn children(bytes: &[u8], record_size: u16, node: usize) -> Option<[usize; 2]> {
+    let length = usize::from(record_size) / 4;
+    let at = node.checked_mul(length)?;
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |n, byte| n << 8 | usize::from(*byte));
+    match (record_size, bytes.get(at..at.checked_add(length)?)?) {
+        // The two halves of the middle byte are the highest bits of the one and the other.
+        (28, &[a, b, c, middle, d, e, f]) => Some([
+            number(&[middle >> 4, a, b, c]),
+            number(&[middle & 0xf, d, e, f]),
+        ]),
+        (_, record) => {
+            let (left, right) = record.split_at(length / 2);
+            Some([number(left), number(right)])
+        }
+    }
 }
 
 fn check_ambiguous(wanted: &BTreeSet<String>) -> Result<(), LocationsError> {
@@ -317,24 +353,94 @@ mod tests {
         assert!(refused > 0);
     }
 
-    /// Both children of each node are the next one: 64 nodes, and 2^64 ways to the end.
+    /// Both children of the first nodes are the next one, so there are 2^64 ways to the end, or to the
+    /// root of IPv4.
     #[test]
-    fn a_tree_whose_paths_meet_again_is_refused() {
-        let mut bytes = a_few_places();
-        let reader = Reader::from_source(bytes.clone()).unwrap();
-        assert_eq!(reader.metadata().record_size, 24);
-        for node in 0..64u32 {
-            let next = (node + 1).to_be_bytes();
-            for child in 0..2 {
-                let at = node as usize * 6 + child * 3;
-                bytes[at..at + 3].copy_from_slice(&next[1..]);
+    fn a_tree_whose_ways_meet_again_is_refused() {
+        for (nodes, end) in [
+            (64, None),
+            (96, None),
+            (64, Some(0xff_ffff)),
+            (96, Some(97)),
+        ] {
+            let mut bytes = a_few_places();
+            assert_eq!(
+                Reader::from_source(&bytes).unwrap().metadata().record_size,
+                24
+            );
+            for node in 0..nodes {
+                let last = node == nodes - 1;
+                let next = end
+                    .filter(|_| last)
+                    .unwrap_or(node as u32 + 1)
+                    .to_be_bytes();
+                for child in 0..2 {
+                    let at = node * 6 + child * 3;
+                    bytes[at..at + 3].copy_from_slice(&next[1..]);
+                }
             }
+            assert_eq!(
+                table(bytes, &["eu"]).expect_err("many ways").to_string(),
+                "places.mmdb: the search tree is damaged"
+            );
         }
+    }
+
+    #[test]
+    fn aliases_of_ipv4_are_no_damage() {
+        let mut database = Database::default();
+        database.metadata.ip_version = IpVersion::V6;
+        database.metadata.binary_format_major_version = 2;
+        let record = database
+            .insert_value(city("EU", "GB", "England", "London"))
+            .unwrap();
+        for prefix in ["::/97", "::ffff:0:0/97"] {
+            database.insert_node(prefix.parse::<IpAddrWithMask>().unwrap(), record);
+        }
+        let mut bytes = database.write_to(Vec::new()).unwrap();
+        let nodes = Reader::from_source(&bytes).unwrap().metadata().node_count as usize;
+        // The roots of ::/96 and of its alias; the latter was made last, and so was its parent.
+        let (root, alias) = (96, nodes - 1);
+        let parent = alias - 1;
+        assert_eq!(children(&bytes, 24, parent), Some([nodes, alias]));
+        bytes[parent * 6 + 3..parent * 6 + 6].copy_from_slice(&[0, 0, root]);
+        let locations = table(bytes, &["gb"]).unwrap();
         assert_eq!(
-            table(bytes, &["eu"])
-                .expect_err("too many leaves")
-                .to_string(),
-            "places.mmdb: the search tree is damaged"
+            locations.find("GB").unwrap(),
+            ["0.0.0.0/1".parse().unwrap()]
         );
+    }
+
+    #[test]
+    fn nodes_are_read_in_each_size() {
+        let (left, right) = (0x0123_4567, 0x0fed_cba9);
+        let read = |size, bytes: &[u8]| children(bytes, size, 1);
+        let before = [0; 8];
+        assert_eq!(
+            read(
+                24,
+                &[&before[..6], &[0x23, 0x45, 0x67, 0xed, 0xcb, 0xa9]].concat()
+            ),
+            Some([left & 0xff_ffff, right & 0xff_ffff])
+        );
+        assert_eq!(
+            read(
+                28,
+                &[&before[..7], &[0x23, 0x45, 0x67, 0x1f, 0xed, 0xcb, 0xa9]].concat()
+            ),
+            Some([left, right])
+        );
+        assert_eq!(
+            read(
+                32,
+                &[
+                    &before[..],
+                    &[0x01, 0x23, 0x45, 0x67, 0x0f, 0xed, 0xcb, 0xa9]
+                ]
+                .concat()
+            ),
+            Some([left, right])
+        );
+        assert_eq!(read(32, &before), None);
     }
 }

@@ -79,7 +79,7 @@ pub enum LocationsError {
         /// Why.
         source: maxminddb::MaxMindDbError,
     },
-    /// A database's tree has more leaves than nodes for them.
+    /// A database's search tree isn't one: there are several ways to the same node.
     #[error("{path}: the search tree is damaged")]
     NotATree {
         /// The file.
