@@ -1,7 +1,7 @@
 //! When a rule holds: days of the week and hours of the day, by the clock on the wall of some zone.
 //!
-//! The week is a circle of [`WEEK`] seconds of local time that begins on Monday at midnight, and the
-//! times at which a rule holds are spans on it. What counts is what the clock shows. So when it is put
+//! The week is a circle of seconds of local time that begins on Monday at midnight, and the times at
+//! which a rule holds are spans on it. What counts is what the clock shows. So when it is put
 //! forward, the hour that it leaves out never comes; when it is put back, the hour that it shows twice
 //! comes twice.
 

@@ -9,7 +9,6 @@ use ipnet::IpNet;
 
 use super::{LineProblem, Locations, LocationsError};
 use crate::rules::prefixes::difference;
-use crate::rules::suggestion::Suggestion;
 
 /// A line that counts.
 struct Line {
@@ -26,30 +25,16 @@ pub(super) fn read(
 ) -> Result<Locations, LocationsError> {
     let mut lines = read_lines(path, bytes)?;
     nest(&mut lines);
-    let mut prefixes: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
+    let mut found: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
     for (prefix, line) in &lines {
         let folded = line.location.to_lowercase();
         if wanted.contains(&folded) {
             let own = difference(*prefix, &line.inner);
-            prefixes.entry(folded).or_default().extend(own);
+            found.entry(folded).or_default().extend(own);
         }
     }
     let known: BTreeSet<&str> = lines.values().map(|line| line.location.as_str()).collect();
-    let suggestions = wanted
-        .into_iter()
-        .filter(|name| !prefixes.contains_key(name))
-        .map(|name| {
-            let suggestion = Suggestion::closest(&name, known.iter().copied());
-            (name, suggestion)
-        })
-        .collect();
-    Ok(Locations {
-        prefixes: prefixes
-            .into_iter()
-            .map(|(name, prefixes)| (name, IpNet::aggregate(&prefixes)))
-            .collect(),
-        suggestions,
-    })
+    Ok(Locations::new(wanted, found, known))
 }
 
 fn read_lines(path: &Path, bytes: &[u8]) -> Result<BTreeMap<IpNet, Line>, LocationsError> {

@@ -10,7 +10,6 @@ use maxminddb::{MaxMindDbError, Metadata, Reader, WithinOptions};
 use serde::Deserialize;
 
 use super::{Locations, LocationsError};
-use crate::rules::suggestion::Suggestion;
 
 /// Codes of continents that are those of countries as well: code, continent, country
 /// (ISO 3166-1).
@@ -88,7 +87,8 @@ pub(super) fn read(
             .map_err(|_| damaged(MaxMindDbError::invalid_database("a prefix is too long")))?;
         places.put(record, network);
     }
-    Ok(places.finish())
+    let known = places.known.iter().map(String::as_str);
+    Ok(Locations::new(places.wanted, places.found, known))
 }
 
 /// Whether there is but one way to each node, so that walking all ways comes to an end. The exception is
@@ -148,7 +148,7 @@ struct Places {
     wanted: BTreeSet<String>,
     /// Which of the wanted places each of the database's records is about. Many leaves share one.
     by_record: HashMap<usize, Vec<String>>,
-    prefixes: BTreeMap<String, Vec<IpNet>>,
+    found: BTreeMap<String, Vec<IpNet>>,
     /// What could have been wanted.
     known: BTreeSet<String>,
 }
@@ -158,7 +158,7 @@ impl Places {
         Self {
             wanted,
             by_record: HashMap::new(),
-            prefixes: BTreeMap::new(),
+            found: BTreeMap::new(),
             known: BTreeSet::new(),
         }
     }
@@ -172,27 +172,7 @@ impl Places {
 
     fn put(&mut self, record: usize, network: IpNet) {
         for name in self.by_record.get(&record).into_iter().flatten() {
-            self.prefixes.entry(name.clone()).or_default().push(network);
-        }
-    }
-
-    fn finish(self) -> Locations {
-        let suggestions = self
-            .wanted
-            .iter()
-            .filter(|name| !self.prefixes.contains_key(*name))
-            .map(|name| {
-                let suggestion = Suggestion::closest(name, self.known.iter().map(String::as_str));
-                (name.clone(), suggestion)
-            })
-            .collect();
-        Locations {
-            prefixes: self
-                .prefixes
-                .into_iter()
-                .map(|(name, prefixes)| (name, IpNet::aggregate(&prefixes)))
-                .collect(),
-            suggestions,
+            self.found.entry(name.clone()).or_default().push(network);
         }
     }
 }

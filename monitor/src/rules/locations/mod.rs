@@ -9,7 +9,7 @@
 mod csv;
 mod mmdb;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
@@ -146,6 +146,26 @@ impl Locations {
         } else {
             csv::read(path, &read_bounded(path, MAX_CSV)?, wanted)
         }
+    }
+
+    /// What was found of the wanted places, all by their names in lower case. Of the known names the
+    /// suggestions are made for those of which nothing was found.
+    fn new<'a>(
+        wanted: BTreeSet<String>,
+        found: BTreeMap<String, Vec<IpNet>>,
+        known: impl IntoIterator<Item = &'a str> + Clone,
+    ) -> Self {
+        let mut locations = Self::default();
+        for name in wanted {
+            if let Some(prefixes) = found.get(&name) {
+                let joined = IpNet::aggregate(prefixes);
+                locations.prefixes.insert(name, joined);
+            } else {
+                let suggestion = Suggestion::closest(&name, known.clone());
+                locations.suggestions.insert(name, suggestion);
+            }
+        }
+        locations
     }
 
     /// The prefixes of the clients at a place.
