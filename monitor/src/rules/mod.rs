@@ -60,7 +60,7 @@ pub struct ClientGroup {
     /// have the same.
     pub name: String,
     /// Where they are, in order; none for everyone. A client belongs to the group with the longest
-    /// prefix that contains it, and to everyone if there is none.
+    /// prefix that contains it, and to everyone if there is none. None has length 0.
     pub prefixes: Vec<ClientPrefix>,
     /// The rules that may count for them, in order.
     candidates: Vec<usize>,
@@ -261,6 +261,7 @@ fn clients(
         (Some(prefixes), None) | (None, Some(prefixes)) => prefixes,
         (Some(from), Some(located)) => prefixes::intersection(&from, &located),
     };
+    let clients = prefixes::without_whole_families(clients);
     match clients.len() {
         0 => Err(RuleProblem::NoClients),
         found if found > MAX_PREFIXES => Err(RuleProblem::TooManyPrefixes {

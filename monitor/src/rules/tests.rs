@@ -400,6 +400,22 @@ fn a_prefix_that_changes_nothing_becomes_no_diversion() {
 }
 
 #[test]
+fn all_addresses_of_a_family_are_more_specific_than_everyone() {
+    let rules = rules(
+        "[[rule]]\nfrom = [\"0.0.0.0/1\", \"fd00::/8\"]\nmirrors = \"paris\"\n
+         [[rule]]\nfrom = [\"0.0.0.0/0\", \"::/0\"]",
+    );
+    assert_eq!(
+        groups(&rules),
+        [
+            "everyone: ",
+            "rule 1: 0.0.0.0/1 fd00::/8",
+            "rule 2: 128.0.0.0/1 ::/1 8000::/1"
+        ]
+    );
+}
+
+#[test]
 fn too_many_prefixes_are_refused() {
     // Every other address, so that no two can be joined.
     let from = |count: u32| RuleConfig {
