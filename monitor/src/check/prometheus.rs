@@ -234,6 +234,11 @@ impl<'a> Scan<'a> {
     }
 
     fn end_line(&mut self, whole: bool) {
+        let metric = self.selector.metric.as_bytes();
+        if !self.line.trim_ascii_start().starts_with(metric) {
+            self.line.clear();
+            return;
+        }
         let text = String::from_utf8_lossy(&self.line);
         let sample = match self.selector.read(&text) {
             Some(Ok(value)) if whole => Some(Ok(value)),

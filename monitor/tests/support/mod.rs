@@ -45,7 +45,7 @@ pub async fn find(address: SocketAddr, text: &str) -> Finding {
     let (sender, mut reports) = mpsc::channel(10);
     let mut config = config(text);
     // The first comes at once, because we ask for it, and then none for long.
-    config.interval = Duration::from_secs(3600);
+    config.interval = Duration::from_hours(24);
     let limit = config.timeout;
     let checks = Checks::start(vec![target(address, vec![config])], sender).unwrap();
     checks.hurry(0, limit);
