@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "in a test, that is how to fail")]
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub mod programs;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -46,6 +48,7 @@ pub async fn find(address: SocketAddr, text: &str) -> Finding {
     let mut config = config(text);
     // The first comes at once, because we ask for it, and then none for long.
     config.interval = Duration::from_hours(24);
+    config.fall = 1;
     let limit = config.timeout;
     let checks = Checks::start(vec![target(address, vec![config])], sender).unwrap();
     checks.hurry(0, limit);
