@@ -60,6 +60,7 @@ async fn the_exit_status_decides_and_the_first_line_is_the_detail() {
             (verdict, detail),
             "{script}"
         );
+        assert_eq!(finding.latency, None);
     }
 }
 

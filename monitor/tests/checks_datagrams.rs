@@ -40,12 +40,12 @@ async fn any_answer_is_good_unless_a_certain_one_is_expected() {
             "4 bytes, without what is expected",
         ),
         (
-            "send_hex = '00 01'\nexpect_hex = '0001'",
+            "send-hex = '00 01'\nexpect-hex = '0001'",
             Verdict::Good,
             "2 bytes",
         ),
         (
-            "send_hex = '00 01'\nexpect_hex = '0002'",
+            "send-hex = '00 01'\nexpect-hex = '0002'",
             Verdict::Bad,
             "2 bytes, without what is expected",
         ),

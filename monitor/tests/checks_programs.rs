@@ -222,6 +222,6 @@ async fn dnsmasq_answers_as_expected_or_not() {
     );
     // The same by a plain datagram: a query for the root's name servers, whose answer repeats it.
     let query = "'12 34 01 00 00 01 00 00 00 00 00 00 00 00 02 00 01'";
-    let text = format!("kind = 'udp'\nsend_hex = {query}\nexpect_hex = '12 34'");
+    let text = format!("kind = 'udp'\nsend-hex = {query}\nexpect-hex = '12 34'");
     assert_eq!(find(dnsmasq.address, &text).await.verdict, Verdict::Good);
 }

@@ -35,7 +35,7 @@ async fn the_right_status_and_text_are_good() {
         "status = 200",
         "status = [404, '200-299']",
         "body = 'ell'",
-        "max_latency = '1s'",
+        "max-latency = '1s'",
     ] {
         let finding = find(address, &format!("kind = 'http'\n{good}")).await;
         assert_eq!(finding.verdict, Verdict::Good, "{good}: {}", finding.detail);
@@ -91,7 +91,7 @@ async fn a_slow_answer_is_bad_beyond_the_greatest_latency() {
         support::receive(&mut stream, "never").await;
     })
     .await;
-    let finding = find(address, "kind = 'http'\nmax_latency = '50ms'").await;
+    let finding = find(address, "kind = 'http'\nmax-latency = '50ms'").await;
     assert_eq!(finding.verdict, Verdict::Bad, "{}", finding.detail);
     assert!(
         finding.detail.contains("expected within 50ms"),

@@ -36,7 +36,7 @@ const MAX_BODY: usize = 1024 * 1024;
 
 /// An HTTP(S) request and what is expected of the answer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Http {
     /// The request's method.
     #[serde(default = "get", deserialize_with = "parsed")]

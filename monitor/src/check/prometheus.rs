@@ -27,7 +27,7 @@ const MAX_LINE: usize = 64 * 1024;
 
 /// A metric, and what it means.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Prometheus {
     /// The endpoint's path, and query if it has one.
     #[serde(default = "metrics_path", deserialize_with = "parsed")]
