@@ -161,6 +161,47 @@ fn an_unknown_finding_changes_no_state_and_breaks_no_row() {
 }
 
 #[test]
+fn a_check_that_can_say_nothing_for_long_loses_its_voice_unless_it_was_down() {
+    let now = Instant::now();
+    let metric = "kind = 'prometheus'\nmetric = 'a'\nfull = 1";
+    let mut alone = health(&[metric]);
+    let mut beside = health(&[metric, "kind = 'tcp'"]);
+    beside.handle(1, good(), now);
+    for health in [&mut alone, &mut beside] {
+        assert_eq!(
+            health.handle(0, load(Some(0.1)), now).unwrap().after.state,
+            State::Up
+        );
+        for finding in [unknown(), unknown(), load(Some(0.1)), unknown(), unknown()] {
+            assert_eq!(health.handle(0, finding, now), None);
+        }
+    }
+    let change = alone.handle(0, unknown(), now).unwrap();
+    assert_eq!(change.after.state, State::Unknown);
+    assert_eq!(
+        change.reason,
+        "the prometheus check can say nothing, 3 times in a row: no idea"
+    );
+    // Another check that is up speaks for the mirror.
+    assert_eq!(beside.handle(0, unknown(), now), None);
+    assert_eq!(beside.checks()[0].state, CheckState::Silent);
+    assert_eq!(beside.standing().state, State::Up);
+    // Its first word decides it again.
+    assert_eq!(
+        alone.handle(0, load(Some(0.1)), now).unwrap().after.state,
+        State::Up
+    );
+
+    for _ in 0..3 {
+        alone.handle(0, bad(), now);
+    }
+    for _ in 0..10 {
+        assert_eq!(alone.handle(0, unknown(), now), None);
+    }
+    assert_eq!(alone.standing().state, State::Down);
+}
+
+#[test]
 fn an_agent_says_up_and_down_at_once_and_what_it_does_not_say_stays() {
     let now = Instant::now();
     let mut health = health(&["kind = 'agent'"]);
@@ -306,11 +347,19 @@ proptest! {
     ) {
         let mut health = health(&[&format!("kind = 'tcp'\nrise = {rise}\nfall = {fall}")]);
         let mut state = State::Unknown;
+        let mut all: Vec<Verdict> = Vec::new();
         let mut telling: Vec<Verdict> = Vec::new();
         for verdict in verdicts {
             let change = health.handle(0, Finding::new(verdict, ""), Instant::now());
             let before = state;
-            if verdict != Verdict::Unknown {
+            all.push(verdict);
+            if verdict == Verdict::Unknown {
+                let row = all.iter().rev().take_while(|last| **last == verdict).count();
+                if state == State::Up && row >= fall as usize {
+                    state = State::Unknown;
+                    telling.clear();
+                }
+            } else {
                 telling.push(verdict);
                 let row = telling.iter().rev().take_while(|last| **last == verdict).count();
                 let (next, needed) = match verdict {
