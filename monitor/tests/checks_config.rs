@@ -121,6 +121,9 @@ fn nonsense_is_refused_and_its_field_is_named() {
         ("kind = 'http'\nmethod = 'HEAD'\nbody = 'x'", "`body`"),
         ("kind = 'http'\npath = '/a b'", "`path`"),
         ("kind = 'http'\nhost = 'a b'", "`host`"),
+        ("kind = 'http'\nhost = 'user@name'", "`host`"),
+        ("kind = 'http'\nhost = '-.-'", "`host`"),
+        ("kind = 'http'\nmax-latency = '1s'", "`max-latency`"),
         ("kind = 'http'\nheaders = { 'a b' = '1' }", "`headers`"),
         (
             "kind = 'http'\nheaders = { a = \"1\\r\\nb: 2\" }",

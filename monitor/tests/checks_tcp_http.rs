@@ -35,7 +35,7 @@ async fn the_right_status_and_text_are_good() {
         "status = 200",
         "status = [404, '200-299']",
         "body = 'ell'",
-        "max-latency = '1s'",
+        "max-latency = '900ms'",
     ] {
         let finding = find(address, &format!("kind = 'http'\n{good}")).await;
         assert_eq!(finding.verdict, Verdict::Good, "{good}: {}", finding.detail);

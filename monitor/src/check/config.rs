@@ -224,6 +224,12 @@ impl CheckConfig {
             Kind::Command(command) => command.validate(),
             Kind::Icmp(_) if self.port.is_some() => Err(CheckError::UselessPort { kind: "icmp" }),
             Kind::Icmp(_) => Ok(()),
+            Kind::Http(http) if http.max_latency.is_some_and(|most| most >= self.timeout) => {
+                Err(CheckError::Value {
+                    field: "max-latency",
+                    why: "must be shorter than the timeout",
+                })
+            }
             Kind::Http(http) => http.validate(),
             Kind::Dns(dns) => dns.validate(),
             Kind::Udp(udp) => udp.validate(),

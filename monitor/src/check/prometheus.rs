@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::config::CheckError;
 use super::fault::Fault;
-use super::http::{Exchange, authority, check_headers, check_tls_fields, request, yes};
+use super::http::{Exchange, authority, check_headers, check_host, check_tls_fields, request, yes};
 use super::text::parsed;
 use super::{Asked, Finding, Verdict};
 
@@ -104,6 +104,7 @@ impl Prometheus {
                 why: "must be a number, 0 or greater",
             });
         }
+        check_host(self.host.as_ref())?;
         check_headers(&self.headers)?;
         check_tls_fields(self.tls, self.verify, self.ca.is_some())
     }
