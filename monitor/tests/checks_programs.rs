@@ -69,11 +69,7 @@ async fn certificates_are_verified_by_the_given_authority_and_name() {
     let certificates = Certificates::for_name("DNS:mirror.test");
     let nginx = Nginx::start(&certificates);
     let ca = certificates.path("ca.pem");
-    let check = |more: &str| {
-        format!(
-            "kind = 'http'\npath = '/host'\ntls = true\ninterval = '5s'\ntimeout = '5s'\n{more}"
-        )
-    };
+    let check = |more: &str| format!("kind = 'http'\npath = '/host'\ntls = true\n{more}");
     let with_ca = |more: &str| check(&format!("ca = '{}'\n{more}", ca.display()));
 
     // The name that is verified is also the one in the handshake; its port isn't part of it.
@@ -112,7 +108,7 @@ async fn a_certificate_for_an_address_will_do_without_a_name() {
     wait_until(|| std::net::TcpStream::connect(address).is_ok());
     let ca = certificates.path("ca.pem");
     let text = format!(
-        "kind = 'http'\ntls = true\nca = '{}'\nbody = 'TLSv1.3'\ninterval = '5s'\ntimeout = '5s'",
+        "kind = 'http'\ntls = true\nca = '{}'\nbody = 'TLSv1.3'",
         ca.display()
     );
     let finding = find(address, &text).await;
@@ -121,8 +117,9 @@ async fn a_certificate_for_an_address_will_do_without_a_name() {
 
 #[tokio::test]
 async fn a_handshake_that_hangs_or_is_garbage_is_bad() {
-    let text = "kind = 'http'\ntls = true\nverify = false\ntimeout = '200ms'";
-    let finding = find(silent().await, text).await;
+    let text = "kind = 'http'\ntls = true\nverify = false";
+    let briefly = format!("{text}\ntimeout = '200ms'");
+    let finding = find(silent().await, &briefly).await;
     assert_found(&finding, Verdict::Bad, "no answer within 200ms");
     for garbage in [
         "HTTP/1.1 400 Bad Request\r\n\r\n",
@@ -145,7 +142,7 @@ async fn a_metric_that_nginx_serves_tells_the_load() {
     let ca = certificates.path("ca.pem");
     let text = format!(
         "kind = 'prometheus'\ntls = true\nca = '{}'\nhost = 'mirror.test'\nmetric = 'node_load1'\n\
-         full = 4\ninterval = '5s'\ntimeout = '5s'",
+         full = 4",
         ca.display()
     );
     let finding = find(nginx.https, &text).await;
