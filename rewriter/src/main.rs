@@ -12,12 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::{CommandFactory, Parser};
 use control_protocol::{PROTOCOL_VERSION, VersionResult};
+use control_server::ControlSocket;
 use log::{info, warn};
 use rewriter::config::{EgressKind, Options, Settings};
 use rewriter::control::plane::Plane;
 use rewriter::control::routing::Routing;
-use rewriter::control::server;
-use rewriter::control::socket::ControlSocket;
 use rewriter::engine::{Config, HopLimit, Ownership};
 use rewriter::io::raw::RawPort;
 use rewriter::io::routes::{self, Egress, Plan, Routes};
@@ -156,7 +155,7 @@ async fn serve(settings: &Settings, listener: std::os::unix::net::UnixListener) 
         settings.socket.display()
     );
     let ended = tokio::select! {
-        () = server::serve(listener, Arc::clone(&plane)) => Ok(()),
+        () = control_server::serve(listener, Arc::clone(&plane)) => Ok(()),
         () = tidy(&plane) => Ok(()),
         error = first_exit(exits) => Err(error),
         _ = interrupt.recv() => Ok(()),

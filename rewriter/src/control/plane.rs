@@ -18,6 +18,7 @@ use control_protocol::{
     RedirectInfo, RedirectResult, RedirectsQuery, RedirectsResult, Request, Restore, RestoreResult,
     Service, Stats, StatsResult, VersionResult, Watch, WatchResult,
 };
+use control_server::Handler;
 use log::{info, warn};
 use thiserror::Error;
 use tokio::sync::Mutex;
@@ -79,7 +80,7 @@ pub struct Updates {
 
 impl Updates {
     /// For a client who has been told nothing yet.
-    pub fn new(params: Watch) -> Self {
+    fn new(params: Watch) -> Self {
         Self {
             by: params.by,
             measured: Measured::default(),
@@ -144,23 +145,6 @@ impl Plane {
                 redirects: VecDeque::new(),
                 next_redirect: 1,
             }),
-        }
-    }
-
-    /// Carries out a request.
-    pub async fn answer(&self, request: Request) -> Answer {
-        let id = request.id;
-        match request.method {
-            Method::Divert(params) => answer(id, self.divert(params).await),
-            Method::Redirect(params) => answer(id, self.redirect(params).await),
-            Method::Redirects(params) => answer(id, self.redirects(params).await),
-            Method::Restore(params) => answer(id, self.restore(params).await),
-            Method::List(_) => answer(id, self.list().await),
-            Method::Connections(params) => answer(id, self.connections(params).await),
-            Method::Stats(params) => answer(id, self.stats(params).await),
-            // The first of its answers; the server goes on.
-            Method::Watch(params) => answer(id, self.update(&mut Updates::new(params)).await),
-            Method::Version(_) => Answer::ok(id, &self.about),
         }
     }
 
@@ -428,10 +412,6 @@ impl Plane {
     }
 
     /// What has been measured since the last of these updates, or since the start.
-    pub async fn next_update(&self, id: u64, updates: &mut Updates) -> Answer {
-        answer(id, self.update(updates).await)
-    }
-
     async fn update(&self, updates: &mut Updates) -> Result<WatchResult, PlaneError> {
         let measured = self.measured(updates.by).await?;
         let now = Instant::now();
@@ -529,6 +509,34 @@ impl Plane {
             }
         }
         Ok(())
+    }
+}
+
+impl Handler for Plane {
+    type Updates = Updates;
+
+    async fn answer(&self, request: Request) -> Answer {
+        let id = request.id;
+        match request.method {
+            Method::Divert(params) => answer(id, self.divert(params).await),
+            Method::Redirect(params) => answer(id, self.redirect(params).await),
+            Method::Redirects(params) => answer(id, self.redirects(params).await),
+            Method::Restore(params) => answer(id, self.restore(params).await),
+            Method::List(_) => answer(id, self.list().await),
+            Method::Connections(params) => answer(id, self.connections(params).await),
+            Method::Stats(params) => answer(id, self.stats(params).await),
+            // The first of its answers; the server asks for the others.
+            Method::Watch(params) => answer(id, self.update(&mut Updates::new(params)).await),
+            Method::Version(_) => Answer::ok(id, &self.about),
+        }
+    }
+
+    fn watch(&self, _id: u64, params: Watch) -> Result<Updates, Answer> {
+        Ok(Updates::new(params))
+    }
+
+    async fn next_update(&self, id: u64, updates: &mut Updates) -> Answer {
+        answer(id, self.update(updates).await)
     }
 }
 

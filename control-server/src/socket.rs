@@ -22,7 +22,7 @@ const MODE: Mode = Mode::from_bits_truncate(0o660);
 #[non_exhaustive]
 pub enum SocketError {
     /// Another daemon is alive there.
-    #[error("another shuntd is listening at {0}: stop it, or choose another --socket")]
+    #[error("another daemon is listening at {0}: stop it, or choose another --socket")]
     InUse(PathBuf),
     /// Something else is there.
     #[error("{0} exists and is no socket: remove it, or choose another --socket")]

@@ -3,6 +3,7 @@
 //! What a client can cost the others is bounded: its line in bytes ([`MAX_LINE`]) and, once begun, in
 //! time; the time that it takes to read an answer; and the number of clients.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,6 @@ use tokio::select;
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::plane::{Plane, Updates};
-
 /// Clients at a time; more are told so and closed.
 const MAX_CLIENTS: usize = 64;
 /// For a line, from its first byte to its last.
@@ -26,8 +25,31 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two updates for a client who watches.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What answers the requests: a daemon's control plane.
+pub trait Handler: Send + Sync + 'static {
+    /// What one client who watches has been told so far.
+    type Updates: Send;
+
+    /// Carries out a request. Requests of several clients come at the same time.
+    fn answer(&self, request: Request) -> impl Future<Output = Answer> + Send;
+
+    /// Begins to tell a client, from its request with the number `id` on.
+    ///
+    /// # Errors
+    /// The answer, to a daemon that has nothing to be watched.
+    fn watch(&self, id: u64, params: Watch) -> Result<Self::Updates, Answer>;
+
+    /// What is new since the last of these updates. The first is asked for at once, the others about
+    /// once a second.
+    fn next_update(
+        &self,
+        id: u64,
+        updates: &mut Self::Updates,
+    ) -> impl Future<Output = Answer> + Send;
+}
+
 /// Serves clients for ever.
-pub async fn serve(listener: UnixListener, plane: Arc<Plane>) {
+pub async fn serve(listener: UnixListener, handler: Arc<impl Handler>) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let stream = match listener.accept().await {
@@ -39,11 +61,11 @@ pub async fn serve(listener: UnixListener, plane: Arc<Plane>) {
                 continue;
             }
         };
-        let plane = Arc::clone(&plane);
+        let handler = Arc::clone(&handler);
         match Arc::clone(&places).try_acquire_owned() {
             Ok(place) => {
                 tokio::spawn(async move {
-                    if let Err(error) = converse(stream, &plane).await {
+                    if let Err(error) = converse(stream, &*handler).await {
                         debug!("control client: {error}");
                     }
                     drop(place);
@@ -61,7 +83,7 @@ pub async fn serve(listener: UnixListener, plane: Arc<Plane>) {
 }
 
 /// Answers one client until it closes.
-async fn converse(stream: UnixStream, plane: &Plane) -> io::Result<()> {
+async fn converse(stream: UnixStream, handler: &impl Handler) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
@@ -79,8 +101,13 @@ async fn converse(stream: UnixStream, plane: &Plane) -> io::Result<()> {
                 Ok(Request {
                     id,
                     method: Method::Watch(params),
-                }) => return watch(id, params, &mut reader, &mut writer, plane).await,
-                Ok(request) => plane.answer(request).await,
+                }) => match handler.watch(id, params) {
+                    Ok(updates) => {
+                        return watch(id, updates, &mut reader, &mut writer, handler).await;
+                    }
+                    Err(answer) => answer,
+                },
+                Ok(request) => handler.answer(request).await,
                 Err(answer) => answer,
             },
         };
@@ -93,20 +120,19 @@ async fn converse(stream: UnixStream, plane: &Plane) -> io::Result<()> {
 
 /// Sends a client an update a second until it closes, or reads none for a while. One that is slow gets
 /// fewer.
-async fn watch(
+async fn watch<H: Handler>(
     id: u64,
-    params: Watch,
+    mut updates: H::Updates,
     reader: &mut (impl AsyncBufRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
-    plane: &Plane,
+    handler: &H,
 ) -> io::Result<()> {
-    let mut updates = Updates::new(params);
     let mut interval = interval(WATCH_INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         select! {
             _ = interval.tick() => {
-                let answer = plane.next_update(id, &mut updates).await;
+                let answer = handler.next_update(id, &mut updates).await;
                 send(writer, &answer).await?;
             }
             read = reader.fill_buf() => {
@@ -175,6 +201,49 @@ async fn send(writer: &mut (impl AsyncWrite + Unpin), answer: &Answer) -> io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Answers with the method's name, and has nothing to be watched.
+    struct Names;
+
+    impl Handler for Names {
+        type Updates = ();
+
+        async fn answer(&self, request: Request) -> Answer {
+            Answer::ok(request.id, &request.method.name())
+        }
+
+        fn watch(&self, id: u64, _params: Watch) -> Result<(), Answer> {
+            let message = "there is nothing to be watched here";
+            Err(Answer::error(Some(id), ErrorCode::UnknownMethod, message))
+        }
+
+        async fn next_update(&self, id: u64, (): &mut ()) -> Answer {
+            Answer::error(Some(id), ErrorCode::Internal, "never asked for")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handler_may_have_nothing_to_be_watched() {
+        let (client, server) = UnixStream::pair().unwrap();
+        tokio::spawn(async move { converse(server, &Names).await });
+        let (reader, mut writer) = client.into_split();
+        let mut answers = BufReader::new(reader).lines();
+        for (asked, answer) in [
+            ("list", r#""result":"list""#),
+            (
+                "watch",
+                r#""error":{"code":"unknown_method","message":"there is nothing to be watched here"}"#,
+            ),
+            ("version", r#""result":"version""#),
+        ] {
+            let request = format!("{{\"v\":1,\"id\":7,\"method\":\"{asked}\"}}\n");
+            writer.write_all(request.as_bytes()).await.unwrap();
+            assert_eq!(
+                answers.next_line().await.unwrap().unwrap(),
+                format!("{{\"v\":1,\"id\":7,{answer}}}")
+            );
+        }
+    }
 
     async fn lines(input: &[u8]) -> Vec<(usize, LineEnd)> {
         let mut reader = BufReader::with_capacity(1000, input);
