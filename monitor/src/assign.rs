@@ -189,10 +189,12 @@ impl Problem {
 
     /// The shares of the groups from `skipped` on that have fixed ones; 0 for those that haven't.
     pub fn fixed(&self, skipped: usize) -> impl Iterator<Item = Shares> {
-        self.demands[skipped..].iter().map(|demand| match &demand.want {
-            Want::Fixed(shares) => shares.clone(),
-            Want::Free(_) | Want::Prefer { .. } => vec![0.0; self.places.len()],
-        })
+        self.demands[skipped..]
+            .iter()
+            .map(|demand| match &demand.want {
+                Want::Fixed(shares) => shares.clone(),
+                Want::Free(_) | Want::Prefer { .. } => vec![0.0; self.places.len()],
+            })
     }
 
     /// Shares that break no rule: those of places that may not be used go to the others.
@@ -200,7 +202,13 @@ impl Problem {
         let wanted: Vec<f64> = match &demand.want {
             Want::Fixed(fixed) => fixed.clone(),
             Want::Free(among) => (0..self.places.len())
-                .map(|place| if among.contains(&place) { shares[place] } else { 0.0 })
+                .map(|place| {
+                    if among.contains(&place) {
+                        shares[place]
+                    } else {
+                        0.0
+                    }
+                })
                 .collect(),
             // It is worked out afresh by `preferred`.
             Want::Prefer { .. } => shares.to_vec(),
@@ -449,7 +457,10 @@ fn within_caps(mut shares: Shares, caps: &[f64], among: &[usize]) -> Shares {
                 *share = *cap;
             }
         }
-        let room: f64 = among.iter().map(|place| caps[*place] - shares[*place]).sum();
+        let room: f64 = among
+            .iter()
+            .map(|place| caps[*place] - shares[*place])
+            .sum();
         if spare <= 1e-12 || room <= 1e-12 {
             break;
         }
@@ -484,7 +495,10 @@ mod tests {
 
     fn equal(problem: &Problem) -> Assignment {
         let places = problem.places.len();
-        Assignment(vec![vec![1.0 / places as f64; places]; problem.demands.len()])
+        Assignment(vec![
+            vec![1.0 / places as f64; places];
+            problem.demands.len()
+        ])
     }
 
     #[test]

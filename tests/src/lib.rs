@@ -6,6 +6,7 @@
 //!   and gone without a trace when the value is dropped;
 //! - [`Shuntd`] is the daemon on the host `rewriter`; it answers to [`Shuntd::ctl`], which runs
 //!   `shuntctl`. When it ends, it must have left the host as it found it;
+//! - [`ShuntMonitor`] is the monitor that instructs it, beside it;
 //! - [`servers`] are programs that no one here wrote, each of which says its host's name;
 //! - [`BusyServer`] is a web server of set capacity, and [`Load`](load::Load) clients that ask it and count
 //!   what fails: what the monitor is shown with;
@@ -20,15 +21,16 @@
 //!
 //! # What it needs
 //!
-//! Root (or root of a user namespace) and the programs that `scripts/test.sh` installs. The daemon
-//! and the CLI are found by the environment variables `SHUNTD` and `SHUNTCTL`, or where cargo puts
-//! them beside the running test.
+//! Root (or root of a user namespace) and the programs that `scripts/test.sh` installs. The daemon,
+//! the CLI and the monitor are found by the environment variables `SHUNTD`, `SHUNTCTL` and
+//! `SHUNT_MONITOR_BIN`, or where cargo puts them beside the running test.
 
 mod busy_server;
 mod capture;
 pub mod craft;
 mod lab;
 pub mod load;
+pub mod monitor;
 mod packet;
 mod packet_host;
 mod process;
@@ -39,6 +41,7 @@ pub mod timer;
 pub use busy_server::BusyServer;
 pub use capture::{Capture, Way};
 pub use lab::{Host, Lab};
+pub use monitor::ShuntMonitor;
 pub use packet::{Packet, Protocol, assert_only_between, assert_valid_checksums};
 pub use packet_host::PacketHost;
 pub use process::{Background, Finished, wait_until};

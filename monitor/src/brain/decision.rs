@@ -153,7 +153,9 @@ pub(super) fn weights(shares: &[f64], addresses: &[Option<MirrorAddress>]) -> Ve
 impl Order {
     /// As a person would give it.
     pub fn words(&self) -> String {
-        let from = self.from.map_or(String::new(), |from| format!(" --from {from}"));
+        let from = self
+            .from
+            .map_or(String::new(), |from| format!(" --from {from}"));
         let mirrors: Vec<String> = self.mirrors.iter().map(ToString::to_string).collect();
         let (verb, how) = match &self.action {
             Action::Stay => ("divert", String::new()),

@@ -109,8 +109,7 @@ impl Brain {
 
     /// Does what groups with preferred mirrors want at today's load.
     fn follow_preference(&mut self, service: usize, now: Duration) -> Option<Decision> {
-        let is_preference =
-            |want: &Want| matches!(want, Want::Prefer { .. });
+        let is_preference = |want: &Want| matches!(want, Want::Prefer { .. });
         if !self.services[service]
             .groups
             .iter()
@@ -145,7 +144,15 @@ impl Brain {
             self.shares_in_words(&changes)
         );
         let actions = move |brain: &Self, change: &Change| brain.even_out(service, change, false);
-        Some(self.decide_on(service, now, Kind::Preference, reason, changes, None, actions))
+        Some(self.decide_on(
+            service,
+            now,
+            Kind::Preference,
+            reason,
+            changes,
+            None,
+            actions,
+        ))
     }
 
     /// The assignment that the model promises to be better by more than the operator asks.
@@ -206,7 +213,10 @@ impl Brain {
                 self.mirrors[*mirror].end_trials();
             }
         }
-        let rate: f64 = problem.demands[..groups].iter().map(|demand| demand.rate).sum();
+        let rate: f64 = problem.demands[..groups]
+            .iter()
+            .map(|demand| demand.rate)
+            .sum();
         let cost = (own / rate, (own - saved) / rate);
         let why = match overloaded.first() {
             Some(mirror) if is_relief => format!("{} is overloaded", self.mirrors[*mirror].name()),

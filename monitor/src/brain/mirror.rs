@@ -370,7 +370,10 @@ impl Mirror {
         if self.standing() != Standing::Usable || self.returning.is_some() {
             return false;
         }
-        let idle_since = self.measured.max(self.trial.began).unwrap_or(Duration::ZERO);
+        let idle_since = self
+            .measured
+            .max(self.trial.began)
+            .unwrap_or(Duration::ZERO);
         let pause = settings.settle * FIRST_TRIAL * (1 << self.trial.pauses.min(10));
         now.saturating_sub(idle_since) >= pause.min(LONGEST_PAUSE)
     }

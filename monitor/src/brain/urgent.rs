@@ -53,7 +53,11 @@ impl Brain {
     /// Gives a service its first diversions, as soon as its mirrors are known.
     fn start(&mut self, service: usize, now: Duration) -> Option<Decision> {
         let mind = &self.services[service];
-        let standings = || mind.mirrors.iter().map(|mirror| self.mirrors[*mirror].standing());
+        let standings = || {
+            mind.mirrors
+                .iter()
+                .map(|mirror| self.mirrors[*mirror].standing())
+        };
         let is_known = standings().all(|standing| standing != Standing::Unknown);
         let has_waited = now.saturating_sub(mind.met.unwrap_or(now)) >= FIRST_CHECKS;
         let is_any_usable = standings().any(|standing| standing == Standing::Usable);
@@ -107,7 +111,9 @@ impl Brain {
 
     /// Shares by what the mirrors are said or known to be capable of; equal ones, where that isn't known of all.
     fn by_capacity(&self, among: &[usize]) -> Shares {
-        let is_known = among.iter().all(|mirror| self.mirrors[*mirror].queue().is_some());
+        let is_known = among
+            .iter()
+            .all(|mirror| self.mirrors[*mirror].queue().is_some());
         let weight = |mirror: usize| match self.mirrors[mirror].queue() {
             _ if !among.contains(&mirror) => 0.0,
             Some(queue) if is_known => queue.capacity(),
@@ -145,10 +151,7 @@ impl Brain {
         } else {
             Kind::Drain
         };
-        let whose: Vec<String> = leaving
-            .iter()
-            .map(|mirror| self.why_out(*mirror))
-            .collect();
+        let whose: Vec<String> = leaving.iter().map(|mirror| self.why_out(*mirror)).collect();
         let reason = format!(
             "{}; now {}",
             whose.join(", and "),
@@ -193,9 +196,7 @@ impl Brain {
         for (number, group) in self.services[service].groups.iter().enumerate() {
             let Some(from) = &group.shares else { continue };
             let to = match &group.want {
-                Want::Fixed(_) => {
-                    problem.best(&self.in_force(service, &problem)).0[number].clone()
-                }
+                Want::Fixed(_) => problem.best(&self.in_force(service, &problem)).0[number].clone(),
                 Want::Free(_) | Want::Prefer { .. } => {
                     let forbidden = forbidden(group, from);
                     if forbidden.is_empty() {
@@ -241,7 +242,10 @@ impl Brain {
             self.services[service].said = None;
             return None;
         }
-        let fit = mind.mirrors.iter().filter(|mirror| self.mirrors[**mirror].is_fit());
+        let fit = mind
+            .mirrors
+            .iter()
+            .filter(|mirror| self.mirrors[**mirror].is_fit());
         let reason = match fit.count() {
             0 => "all mirrors look dead, so everything stays as it was".to_owned(),
             fit if fit < self.settings.min_mirrors => format!(

@@ -170,7 +170,9 @@ impl Learner {
         }
         self.put(&sample);
         self.queue = Some(self.fit(is_surprise));
-        let utilisation = self.queue.map_or(1.0, |queue| queue.utilisation(sample.rate));
+        let utilisation = self
+            .queue
+            .map_or(1.0, |queue| queue.utilisation(sample.rate));
         if utilisation < 0.95 || is_surprise {
             self.proven = self.proven.max(sample.rate);
         }
