@@ -124,7 +124,7 @@ trap 'exit 130' INT TERM
 export SHUNT_SOCKET=$FILES/control.sock
 
 step "The lab: a client, a rewriter, two mirrors, and the original service $SERVICE"
-say "making the namespaces $PREFIX-client, -rewriter, -mirror1, -mirror2, -origin"
+say "making the namespaces $PREFIX-client, -rewriter, -mirror1, -mirror2, -mirror3, -origin"
 lab_up "$PREFIX"
 mkdir "$FILES"
 for host in mirror1 mirror2; do

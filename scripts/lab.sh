@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A lab to play in: client ─ rewriter ─ {mirror 1, mirror 2, origin}, each a network namespace,
+# A lab to play in: client ─ rewriter ─ {mirrors 1 to 3, origin}, each a network namespace,
 # with a web server on the mirrors and on the origin. topology.sh has the picture.
 #
 #   scripts/lab.sh up                       makes it (again)
@@ -13,7 +13,7 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
 PREFIX=shunt
-HOSTS=(client rewriter mirror1 mirror2 origin)
+HOSTS=(client rewriter mirror1 mirror2 mirror3 origin)
 HOLDER_FILE=${XDG_RUNTIME_DIR:-/tmp}/shunt-lab-$EUID.pid
 
 usage() {
@@ -63,6 +63,7 @@ up() {
 
   client ───────────── rewriter ─────┬── mirror1  10.2.0.2        fd00:2::2
   10.1.0.2  fd00:1::2                ├── mirror2  10.2.0.3        fd00:2::3
+                                     ├── mirror3  10.2.0.4        fd00:2::4
                                      └── origin   100.100.100.100 fd00:100::100
 
 The lab stands. Without Shunt, the origin answers:

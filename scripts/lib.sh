@@ -112,13 +112,13 @@ LAB_PACKAGES=(
     tcpdump:tcpdump jq:jq socat:socat
 )
 
-# lab_up PREFIX: the network of topology.sh, with nginx on both mirrors and the origin. What an
+# lab_up PREFIX: the network of topology.sh, with nginx on the mirrors and the origin. What an
 # interrupted run left of a lab with this name is removed first. Files go to /run/PREFIX-lab.
 lab_up() {
     local prefix=$1 host title folder
     lab_down "$prefix"
     "$ROOT/scripts/topology.sh" up "$prefix"
-    for host in mirror1 mirror2 origin; do
+    for host in mirror1 mirror2 mirror3 origin; do
         folder=/run/$prefix-lab/$host
         title=${host/mirror/mirror }
         mkdir -p "$folder/html" "$folder/tmp"

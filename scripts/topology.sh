@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# The lab's network: five hosts, each a network namespace.
+# The lab's network: six hosts, each a network namespace.
 #
 #                                                ┌── mirror1  10.2.0.2  fd00:2::2  123.45.67.89
 #   client ───────────────── rewriter ───────────┼── mirror2  10.2.0.3  fd00:2::3
-#   10.1.0.2, .3  fd00:1::2, ::3   .1 and ::1    └── origin   100.100.100.100  fd00:100::100
-#   1.2.3.4                      on every link
+#   10.1.0.2, .3  fd00:1::2, ::3   .1 and ::1    ├── mirror3  10.2.0.4  fd00:2::4
+#   10.1.1.2  fd00:1:1::2        on every link   └── origin   100.100.100.100  fd00:100::100
+#   10.1.2.2  fd00:1:2::2
+#   1.2.3.4
+#
+# 10.1.1.2 and 10.1.2.2, and their like over IPv6, are clients of other networks, which the client's
+# host uses only if it is told to.
 #
 # The rewriter forwards, with strict reverse-path filtering on every interface. Its interfaces
 # bear the names of the hosts behind them; each host has one interface, eth0. 1.2.3.4 and
@@ -16,7 +21,7 @@
 #   topology.sh sweep         removes what dead test runs left behind
 set -euo pipefail
 
-HOSTS=(client rewriter mirror1 mirror2 origin)
+HOSTS=(client rewriter mirror1 mirror2 mirror3 origin)
 NETNS=/run/netns
 SCRATCH=${TMPDIR:-/tmp}
 
@@ -45,7 +50,7 @@ up() {
     # Whatever fails half-way leaves nothing behind.
     trap 'down "$PREFIX"' EXIT
     local name
-    for name in client mirror1 mirror2 origin; do
+    for name in client mirror1 mirror2 mirror3 origin; do
         new_host "$PREFIX-$name"
     done
     new_host "$PREFIX-rewriter" \
@@ -56,14 +61,22 @@ up() {
         addr add 10.1.0.2/24 dev eth0
         addr add 10.1.0.3/24 dev eth0
         addr add 1.2.3.4/32 dev eth0
+        addr add 10.1.1.2/32 dev eth0
+        addr add 10.1.2.2/32 dev eth0
+        addr add fd00:1:1::2/128 dev eth0 nodad preferred_lft 0
+        addr add fd00:1:2::2/128 dev eth0 nodad preferred_lft 0
         addr add fd00:1::3/64 dev eth0 nodad
         addr add fd00:1::2/64 dev eth0 nodad
         route add default via 10.1.0.1
         route add default via fd00:1::1" "
         addr add 10.1.0.1/24 dev client
         addr add fd00:1::1/64 dev client nodad
-        route add 1.2.3.4 via 10.1.0.2"
-    # Two mirrors of one subnet, each on a link of its own: the rewriter routes to the host.
+        route add 1.2.3.4 via 10.1.0.2
+        route add 10.1.1.0/24 via 10.1.0.2
+        route add 10.1.2.0/24 via 10.1.0.2
+        route add fd00:1:1::/48 via fd00:1::2
+        route add fd00:1:2::/48 via fd00:1::2"
+    # Mirrors of one subnet, each on a link of its own: the rewriter routes to the host.
     join_host mirror1 "
         addr add 10.2.0.2/24 dev eth0
         addr add 123.45.67.89/32 dev eth0
@@ -84,6 +97,15 @@ up() {
         addr add fd00:2::1/128 dev mirror2 nodad
         route add 10.2.0.3 dev mirror2
         route add fd00:2::3 dev mirror2"
+    join_host mirror3 "
+        addr add 10.2.0.4/24 dev eth0
+        addr add fd00:2::4/64 dev eth0 nodad
+        route add default via 10.2.0.1
+        route add default via fd00:2::1" "
+        addr add 10.2.0.1/32 dev mirror3
+        addr add fd00:2::1/128 dev mirror3 nodad
+        route add 10.2.0.4 dev mirror3
+        route add fd00:2::4 dev mirror3"
     join_host origin "
         addr add 10.3.0.2/24 dev eth0
         addr add 100.100.100.100/32 dev eth0

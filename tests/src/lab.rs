@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::process::{Background, Finished, PATIENCE, report, wait_until};
 
-/// A network of its own: client, rewriter, two mirrors and the original service.
+/// A network of its own: client, rewriter, three mirrors and the original service.
 ///
 /// Several can stand side by side. Dropping one ends what runs in it and removes it.
 #[derive(Debug)]
@@ -21,7 +21,8 @@ pub struct Lab {
     prefix: String,
     /// Its scratch directory: logs, captures, configurations.
     dir: PathBuf,
-    /// The client, with two addresses of each family and the client's address of figure 3.
+    /// The client, with two addresses of each family, [one each of other networks](crate::CLIENTS), and the
+    /// client's address of figure 3.
     pub client: Host,
     /// The rewriter, which forwards. Its interfaces are called like the hosts behind them.
     pub rewriter: Host,
@@ -29,6 +30,8 @@ pub struct Lab {
     pub mirror1: Host,
     /// The second mirror.
     pub mirror2: Host,
+    /// The third mirror.
+    pub mirror3: Host,
     /// The original service.
     pub origin: Host,
 }
@@ -40,7 +43,7 @@ impl Lab {
     #[track_caller]
     pub fn new() -> Self {
         let lab = Self::with_offloads();
-        for interface in ["client", "mirror1", "mirror2", "origin"] {
+        for interface in ["client", "mirror1", "mirror2", "mirror3", "origin"] {
             // Without `tx` there is no TSO either, so the kernel cuts and sums as it sends.
             lab.rewriter
                 .run(&format!("ethtool -K {interface} tx off"))
@@ -68,6 +71,7 @@ impl Lab {
             rewriter: host("rewriter"),
             mirror1: host("mirror1"),
             mirror2: host("mirror2"),
+            mirror3: host("mirror3"),
             origin: host("origin"),
             prefix,
             dir,
@@ -118,6 +122,11 @@ impl Lab {
             (&self.mirror1, &["eth0"]),
             (&self.mirror2, &["eth0"]),
         ]
+    }
+
+    /// All mirrors, in order.
+    pub fn mirrors(&self) -> [&Host; 3] {
+        [&self.mirror1, &self.mirror2, &self.mirror3]
     }
 
     /// A directory for the scenario's own files, gone with the lab.
@@ -290,6 +299,25 @@ impl Host {
             .set_read_timeout(Some(PATIENCE))
             .expect("a timeout can be set");
         socket
+    }
+
+    /// Cuts the host off: from now on no packet comes or goes, and nobody is told.
+    #[track_caller]
+    pub fn cut_off(&self) {
+        self.shell(
+            "nft add table inet cut
+             nft add chain inet cut in '{ type filter hook prerouting priority -300; }'
+             nft add chain inet cut out '{ type filter hook postrouting priority 300; }'
+             nft add rule inet cut in iifname eth0 drop
+             nft add rule inet cut out oifname eth0 drop",
+        )
+        .success();
+    }
+
+    /// Undoes [`Host::cut_off`].
+    #[track_caller]
+    pub fn reconnect(&self) {
+        self.run("nft delete table inet cut").success();
     }
 
     /// Waits until something on this host listens at `port`, of `protocol` `tcp` or `udp`.

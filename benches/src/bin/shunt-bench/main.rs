@@ -9,11 +9,11 @@ mod report;
 mod system;
 mod workload;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use benches::in_one_piece;
 use clap::{Parser, ValueEnum};
 use scenarios::Lab;
 
@@ -156,19 +156,6 @@ fn measure(arguments: &Arguments) -> Vec<Cell> {
         }
     }
     cells
-}
-
-/// Does something that may fail or panic, as the lab does, and gives the reason if it did.
-fn in_one_piece<T>(work: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(outcome) => outcome.map_err(|error| format!("{error:#}")),
-        Err(panic) => Err(match panic.downcast::<String>() {
-            Ok(text) => *text,
-            Err(other) => other
-                .downcast::<&str>()
-                .map_or_else(|_| "a panic".to_owned(), |text| (*text).to_owned()),
-        }),
-    }
 }
 
 #[expect(

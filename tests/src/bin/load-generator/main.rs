@@ -50,6 +50,10 @@ struct Arguments {
     /// been free longest.
     #[arg(long, conflicts_with = "think", value_parser = rate)]
     rate: Option<f64>,
+    /// With `--rate`: each connection has requests of its own, an equal part of the rate, as clients do that know
+    /// nothing of each other. Otherwise they share them, as a proxy's or a program's pool does.
+    #[arg(long, requires = "rate")]
+    apart: bool,
     /// Closed loop: how long each connection thinks after an answer, in the mean (exponential).
     #[arg(long, default_value = "0ms", value_parser = humantime::parse_duration)]
     think: Duration,
@@ -96,11 +100,6 @@ async fn main() -> anyhow::Result<()> {
         .checked_add(arguments.duration)
         .context("so long a duration can't be told")?;
     let tally = Rc::new(RefCell::new(Tally::new(arguments.log.as_deref())?));
-    let arrivals = Rc::new(Arrivals::new());
-    let pace = match arguments.rate {
-        Some(_) => Pace::Open(arrivals.clone()),
-        None => Pace::Closed(Rc::new(Thinking::new(arguments.think, end))),
-    };
     let plan = Rc::new(Plan {
         to: arguments.to,
         path: arguments.path,
@@ -115,11 +114,24 @@ async fn main() -> anyhow::Result<()> {
 
     let tasks = LocalSet::new();
     let mut random = SmallRng::seed_from_u64(arguments.seed);
-    let mut pool = JoinSet::new();
-    for (number, source) in share_out(&arguments.from, arguments.connections)
-        .into_iter()
-        .enumerate()
-    {
+    let (mut pool, mut arriving) = (JoinSet::<anyhow::Result<()>>::new(), JoinSet::new());
+    let mut arrive = |rate: f64| {
+        let arrivals = Rc::new(Arrivals::new());
+        let (coming, mut random) = (arrivals.clone(), SmallRng::from_rng(&mut random));
+        arriving.spawn_local_on(
+            async move { coming.arrive(rate, end, &mut random).await },
+            &tasks,
+        );
+        Pace::Open(arrivals)
+    };
+    let count = arguments.connections;
+    let paces: Vec<Pace> = match arguments.rate {
+        None => vec![Pace::Closed(Rc::new(Thinking::new(arguments.think, end)))],
+        Some(rate) if arguments.apart => (0..count).map(|_| arrive(rate / count as f64)).collect(),
+        Some(rate) => vec![arrive(rate)],
+    };
+    let sources = share_out(&arguments.from, count);
+    for ((number, source), pace) in sources.into_iter().enumerate().zip(paces.iter().cycle()) {
         let connection = Connection {
             plan: plan.clone(),
             number,
@@ -130,12 +142,6 @@ async fn main() -> anyhow::Result<()> {
         };
         pool.spawn_local_on(connection.run(), &tasks);
     }
-    if let Some(rate) = arguments.rate {
-        pool.spawn_local_on(
-            async move { Ok(arrivals.arrive(rate, end, &mut random).await?) },
-            &tasks,
-        );
-    }
     eprintln!("begun");
     tasks
         .run_until(async {
@@ -145,8 +151,9 @@ async fn main() -> anyhow::Result<()> {
                         Some(outcome) => outcome??,
                         None => return anyhow::Ok(()),
                     },
-                    _ = interrupted.recv() => pace.end(),
-                    _ = terminated.recv() => pace.end(),
+                    Some(ended) = arriving.join_next() => ended??,
+                    _ = interrupted.recv() => paces.iter().for_each(Pace::end),
+                    _ = terminated.recv() => paces.iter().for_each(Pace::end),
                 }
             }
         })

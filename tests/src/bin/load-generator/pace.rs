@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 pub enum Pace {
     /// A connection asks, hears the answer, and thinks.
     Closed(Rc<Thinking>),
-    /// Requests come at random, however long the others take.
+    /// Requests come at random, however long the others take. Connections that share them take turns.
     Open(Rc<Arrivals>),
 }
 
@@ -99,7 +99,7 @@ impl Arrivals {
         loop {
             // Counted from the last moment that was meant, so that lateness doesn't add up.
             moment += exponential(between, random);
-            if moment >= end || self.permits.is_closed() {
+            if moment >= end {
                 break;
             }
             if moment > Instant::now() {
