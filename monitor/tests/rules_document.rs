@@ -102,7 +102,7 @@ fn every_example_is_taken_and_together_they_show_all_keys() {
         "shares",
         "prefer",
         "overflow",
-        "overflow_at",
+        "overflow-at",
         "locations",
         "maintenance",
         "until",
@@ -123,7 +123,7 @@ fn the_kinds_of_rule_mean_what_is_said() {
         Bounds::Shares(vec![0.7, 0.3, 0.0])
     );
     assert_eq!(
-        bounds("overflow_at = 90", MONDAY_NOON),
+        bounds("overflow-at = 90", MONDAY_NOON),
         Bounds::Prefer {
             preferred: [0].into(),
             overflow: [1].into(),

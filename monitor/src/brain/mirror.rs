@@ -76,6 +76,8 @@ pub struct Vitals {
     pub weight: f64,
     /// The part of its capacity that is in use, as the mirror says; none: it isn't known.
     pub load: Option<f64>,
+    /// It usually says so, and doesn't now: it may be busier than it looks.
+    pub is_load_missing: bool,
 }
 
 /// All of it in one word.
@@ -351,6 +353,7 @@ impl Mirror {
         };
         let limit = match self.standing() {
             Standing::Unknown => self.rate,
+            _ if self.vitals.is_load_missing => self.rate,
             _ if self.returning.is_some() => SLOW_START_LOAD * queue.capacity(),
             _ => trusted.max(self.rate),
         };

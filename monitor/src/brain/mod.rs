@@ -100,6 +100,11 @@ impl Brain {
         &self.mirrors
     }
 
+    /// How eager it is.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// The services.
     pub fn services(&self) -> &[ServiceMind] {
         &self.services
@@ -162,11 +167,39 @@ impl Brain {
         decisions
     }
 
+    /// Takes note of what was measured, and decides nothing.
+    pub fn look(&mut self, now: Duration) {
+        self.learn(now);
+    }
+
     /// Makes the urgent decisions. To be called when a mirror's vitals have changed.
     pub fn decide_urgent(&mut self, now: Duration) -> Vec<Decision> {
         (0..self.services.len())
             .filter_map(|service| self.urgent(service, now))
             .collect()
+    }
+
+    /// The diversions that are in force, as orders that set them and move nothing; by service.
+    pub fn standing_orders(&self) -> Vec<(usize, Order)> {
+        let addresses: Vec<_> = self.mirrors.iter().map(|m| Some(m.address())).collect();
+        let mut orders = Vec::new();
+        for (number, service) in self.services.iter().enumerate() {
+            for group in &service.groups {
+                let Some(shares) = &group.shares else {
+                    continue;
+                };
+                orders.extend(group.prefixes.iter().map(|prefix| {
+                    let order = Order {
+                        service: service.address,
+                        from: *prefix,
+                        mirrors: decision::weights(shares, &addresses),
+                        action: Action::Stay,
+                    };
+                    (number, order)
+                }));
+            }
+        }
+        orders
     }
 
     /// Which diversion's group and mirror a measurement is about, if they are known here.

@@ -15,7 +15,7 @@ use super::times::{Days, Hours, Zone};
 
 /// One `[[service.rule]]`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct RuleConfig {
     /// What people call it.
     pub name: Option<String>,

@@ -61,8 +61,8 @@ pub enum RuleProblem {
     /// More than one of the kinds of rule.
     #[error("mirrors, shares and prefer exclude each other; choose one")]
     SeveralKinds,
-    /// `overflow` or `overflow_at` where nothing is preferred.
-    #[error("overflow and overflow_at mean nothing without prefer")]
+    /// `overflow` or `overflow-at` where nothing is preferred.
+    #[error("overflow and overflow-at mean nothing without prefer")]
     OverflowWithoutPrefer,
     /// A mirror that the service doesn't have.
     #[error("{list}: the service has no mirror \"{mirror}\"{suggestion}")]
@@ -100,7 +100,7 @@ pub enum RuleProblem {
         mirror: String,
     },
     /// A percentage that can't be one of a capacity.
-    #[error("overflow_at: {percent} is not a percentage above 0 and up to 100")]
+    #[error("overflow-at: {percent} is not a percentage above 0 and up to 100")]
     BadOverflowAt {
         /// The number.
         percent: f64,

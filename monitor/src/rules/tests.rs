@@ -111,7 +111,7 @@ fn the_kinds_of_rule_are_read() {
         }
     );
     assert_eq!(
-        bounds("prefer = [\"paris\"]\noverflow = [\"tokyo\"]\noverflow_at = 50"),
+        bounds("prefer = [\"paris\"]\noverflow = [\"tokyo\"]\noverflow-at = 50"),
         Bounds::Prefer {
             preferred: [1].into(),
             overflow: [2].into(),
@@ -211,24 +211,24 @@ fn a_rule_that_makes_no_sense_is_refused_with_a_sentence() {
             "rule 1: mirrors, shares and prefer exclude each other; choose one",
         ),
         (
-            "overflow_at = 50",
-            "rule 1: overflow and overflow_at mean nothing without prefer",
+            "overflow-at = 50",
+            "rule 1: overflow and overflow-at mean nothing without prefer",
         ),
         (
             "mirrors = \"paris\"\noverflow = \"london\"",
-            "rule 1: overflow and overflow_at mean nothing without prefer",
+            "rule 1: overflow and overflow-at mean nothing without prefer",
         ),
         (
             "prefer = \"paris\"\noverflow = [\"tokyo\", \"paris\"]",
             "rule 1: overflow: mirror \"paris\" is preferred already",
         ),
         (
-            "prefer = \"paris\"\noverflow_at = 0",
-            "rule 1: overflow_at: 0 is not a percentage above 0 and up to 100",
+            "prefer = \"paris\"\noverflow-at = 0",
+            "rule 1: overflow-at: 0 is not a percentage above 0 and up to 100",
         ),
         (
-            "prefer = \"paris\"\noverflow_at = nan",
-            "rule 1: overflow_at: NaN is not a percentage above 0 and up to 100",
+            "prefer = \"paris\"\noverflow-at = nan",
+            "rule 1: overflow-at: NaN is not a percentage above 0 and up to 100",
         ),
         (
             "shares = { paris = -1 }",
