@@ -4,23 +4,29 @@ use std::io::{self, IsTerminal, Write};
 use std::thread;
 use std::time::Duration;
 
-use control_protocol::{Call, Client, List, Outcome, RedirectsQuery, Stats, Version, Watch};
+use control_protocol::{
+    Call, Client, DecisionsQuery, List, Liveness, Mirrors, Outcome, RedirectsQuery, Stats, Version,
+    Watch,
+};
 use serde::Serialize;
 
-use crate::args::{Arguments, Command, StatsArguments, WatchArguments};
+use crate::args::{Arguments, Command, DecisionsArguments, StatsArguments, WatchArguments};
 use crate::output::{Format, Output};
 use crate::problem::Problem;
 use crate::report;
 
 /// How often the daemon is asked whether connections still wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the monitor is asked whether it has decided something.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Does what the command line says.
 ///
 /// # Errors
 /// The daemon can't be asked, doesn't do it, or the result can't be shown.
 pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<(), Problem> {
-    let mut client = Client::connect(&arguments.socket)?;
+    let (daemon, socket) = arguments.daemon();
+    let mut client = Client::connect(socket).map_err(|error| Problem::Connect { daemon, error })?;
     match &arguments.command {
         Command::Divert(given) => {
             let request = given.request();
@@ -45,6 +51,12 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
                 report::restore(output, &request, result)
             })
         }
+        Command::Hold(given) => show(&mut client, given.hold(), output, |output, result| {
+            report::hold(output, given.service, result)
+        }),
+        Command::Release(given) => show(&mut client, given.release(), output, |output, result| {
+            report::release(output, given.service, result)
+        }),
         Command::List => show(&mut client, List {}, output, report::list),
         Command::Connections(given) => {
             let mut report = report::Connections::new();
@@ -71,6 +83,9 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
                 None => report::stats(output, result),
             })
         }
+        Command::Liveness => show(&mut client, Liveness {}, output, report::liveness),
+        Command::Decisions(given) => decisions(&mut client, given, output),
+        Command::Mirrors(_) => show(&mut client, Mirrors {}, output, report::mirrors),
         Command::Watch(given) => watch(&mut client, given, output),
         Command::Version => show(&mut client, Version {}, output, report::version),
     }
@@ -93,6 +108,34 @@ fn watch<W: Write>(
         output.flush().map_err(Problem::Output)?;
     }
     Ok(())
+}
+
+/// Shows the monitor's latest decisions, and perhaps those that follow.
+fn decisions<W: Write>(
+    client: &mut Client,
+    given: &DecisionsArguments,
+    output: &mut Output<W>,
+) -> Result<(), Problem> {
+    let request = given.request();
+    let mut result = client.call(request)?;
+    if !given.follow {
+        return print(output, &result, report::decisions);
+    }
+    let later = DecisionsQuery {
+        limit: None,
+        ..request
+    };
+    let mut last = 0;
+    loop {
+        result.decisions.retain(|decision| decision.number > last);
+        if let Some(decision) = result.decisions.last() {
+            last = decision.number;
+            print(output, &result, report::decisions)?;
+            output.flush().map_err(Problem::Output)?;
+        }
+        thread::sleep(FOLLOW_INTERVAL);
+        result = client.call(later)?;
+    }
 }
 
 /// Waits until no connection waits to be spliced any more, and tells a person how many still do.

@@ -8,8 +8,9 @@ use std::process::Command;
 use std::thread;
 
 use control_protocol::{
-    Answer, Call, ConnectionsQuery, Divert, DivertResult, ErrorCode, List, Method, Redirect,
-    RedirectsQuery, Restore, Stats, Version, Watch, read_request,
+    Answer, Call, ConnectionsQuery, DecisionsQuery, Divert, DivertResult, ErrorCode, Hold, List,
+    Liveness, Method, Mirrors, Redirect, RedirectsQuery, ReleaseHold, Restore, Stats, Version,
+    Watch, read_request,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,6 +70,11 @@ fn the_examples_are_right_and_there_is_one_for_each_method() {
             Method::Connections(_) => check_result::<ConnectionsQuery>(&answer),
             Method::Stats(_) => check_result::<Stats>(&answer),
             Method::Watch(_) => check_result::<Watch>(&answer),
+            Method::Hold(_) => check_result::<Hold>(&answer),
+            Method::Release(_) => check_result::<ReleaseHold>(&answer),
+            Method::Liveness(_) => check_result::<Liveness>(&answer),
+            Method::Decisions(_) => check_result::<DecisionsQuery>(&answer),
+            Method::Mirrors(_) => check_result::<Mirrors>(&answer),
             Method::Version(_) => check_result::<Version>(&answer),
         }
     }
@@ -87,6 +93,7 @@ fn each_method_and_each_error_code_is_described() {
         ErrorCode::UnknownMethod,
         ErrorCode::InvalidParams,
         ErrorCode::Refused,
+        ErrorCode::Held,
         ErrorCode::Internal,
     ] {
         assert!(DOCUMENT.contains(&format!("\n| `{code}` | ")), "{code}");
@@ -108,7 +115,11 @@ fn the_python_client_works() {
             .read_until(b'\n', &mut line)
             .expect("a request");
         let request = read_request(&line).expect("a right request");
-        let answer = Answer::ok(request.id, &DivertResult { replaced: true });
+        let result = DivertResult {
+            replaced: true,
+            held: false,
+        };
+        let answer = Answer::ok(request.id, &result);
         stream
             .write_all(answer.to_line().as_bytes())
             .expect("the client reads");
@@ -133,7 +144,7 @@ fn the_python_client_works() {
     );
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
-        "{'replaced': True}\n"
+        "{'replaced': True, 'held': False}\n"
     );
     assert_eq!(
         daemon.join().expect("the daemon is content").name(),

@@ -17,8 +17,9 @@ const MAX_MOVES: usize = 1000;
 const HALVINGS: usize = 40;
 /// Marginal costs that differ by less than this part are the same.
 const TOLERANCE: f64 = 1e-3;
-/// How much of the best assignment's gain is enough: the last of it takes the most moving.
-const ENOUGH: f64 = 0.9;
+/// How much of the best assignment's gain is enough, and how near to its cost: the last of it takes the most moving.
+const ENOUGH_GAIN: f64 = 0.9;
+const NEAR: f64 = 1.1;
 
 /// What requests are assigned to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -135,11 +136,11 @@ impl Problem {
 
     /// The smallest step from `present` towards `best` that gives most of the gain.
     pub fn enough(&self, present: &Assignment, best: &Assignment) -> Assignment {
-        let before = self.cost(present);
-        let gain = before - self.cost(best);
+        let (before, after) = (self.cost(present), self.cost(best));
+        let enough = (before - ENOUGH_GAIN * (before - after)).min(NEAR * after);
         (1..10)
             .map(|tenths| present.towards(best, f64::from(tenths) / 10.0))
-            .find(|step| before - self.cost(step) >= ENOUGH * gain)
+            .find(|step| self.cost(step) <= enough)
             .unwrap_or_else(|| best.clone())
     }
 

@@ -35,7 +35,7 @@ async fn the_right_status_and_text_are_good() {
         "status = 200",
         "status = [404, '200-299']",
         "body = 'ell'",
-        "max_latency = '1s'",
+        "max-latency = '900ms'",
     ] {
         let finding = find(address, &format!("kind = 'http'\n{good}")).await;
         assert_eq!(finding.verdict, Verdict::Good, "{good}: {}", finding.detail);
@@ -91,7 +91,7 @@ async fn a_slow_answer_is_bad_beyond_the_greatest_latency() {
         support::receive(&mut stream, "never").await;
     })
     .await;
-    let finding = find(address, "kind = 'http'\nmax_latency = '50ms'").await;
+    let finding = find(address, "kind = 'http'\nmax-latency = '50ms'").await;
     assert_eq!(finding.verdict, Verdict::Bad, "{}", finding.detail);
     assert!(
         finding.detail.contains("expected within 50ms"),
@@ -169,11 +169,7 @@ async fn an_endless_body_is_looked_at_for_a_mebibyte() {
     // Where nobody wants the body it isn't read.
     let finding = find(address, "kind = 'http'").await;
     assert_eq!(finding.verdict, Verdict::Good, "{}", finding.detail);
-    let finding = find(
-        address,
-        "kind = 'http'\nbody = 'y'\ninterval = '10s'\ntimeout = '10s'",
-    )
-    .await;
+    let finding = find(address, "kind = 'http'\nbody = 'y'").await;
     assert_eq!(finding.verdict, Verdict::Bad);
     assert_eq!(finding.detail, "status 200, but the body has no \"y\"");
 }
@@ -185,7 +181,7 @@ async fn an_endless_head_is_bad() {
         while stream.write_all(&[b'x'; 65536]).await.is_ok() {}
     })
     .await;
-    let finding = find(address, "kind = 'http'\ninterval = '10s'\ntimeout = '10s'").await;
+    let finding = find(address, "kind = 'http'").await;
     assert_eq!(finding.verdict, Verdict::Bad);
     assert!(finding.detail.starts_with("HTTP: "), "{}", finding.detail);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Action, Brain, Change, Decision, Kind, Standing};
-use crate::assign::{Assignment, Problem, Want, distance};
+use crate::assign::{Assignment, Problem, Want, distance, normalised};
 
 /// How long connections may wait for a good moment to be moved.
 const MOVE_WITHIN: Duration = Duration::from_secs(30);
@@ -29,12 +29,12 @@ impl Brain {
         if mind.is_held || mind.groups.iter().any(|group| group.shares.is_none()) {
             return None;
         }
-        if let Some(decision) = self.bring_back(service, now) {
-            return Some(decision);
-        }
-        let is_settled = self.services[service]
+        let is_settled = mind
             .moved
             .is_none_or(|moved| now.saturating_sub(moved) >= self.settings.settle);
+        if let Some(decision) = self.bring_back(service, is_settled, now) {
+            return Some(decision);
+        }
         if !is_settled {
             return None;
         }
@@ -43,19 +43,22 @@ impl Brain {
             .or_else(|| self.try_again(service, now))
     }
 
-    /// Gives a mirror that has come back another step of its share.
-    fn bring_back(&mut self, service: usize, now: Duration) -> Option<Decision> {
+    /// Gives a mirror that has come back another step of its share. The first waits until the service has settled; the
+    /// others only go on with it.
+    fn bring_back(&mut self, service: usize, is_settled: bool, now: Duration) -> Option<Decision> {
         let mirrors = self.services[service].mirrors.clone();
         let back = mirrors.into_iter().find(|mirror| {
             let mirror = &self.mirrors[*mirror];
             let cap = mirror.share_cap(&self.settings, now);
             mirror.standing() == Standing::Usable
                 && mirror.returning.is_some_and(|(_, given)| {
-                    given == 0.0 || cap - given >= RETURN_STEP || cap >= 1.0
+                    let is_begun = given > 0.0;
+                    is_settled && !is_begun
+                        || is_begun && (cap - given >= RETURN_STEP || cap >= 1.0)
                 })
         })?;
         let cap = self.mirrors[back].share_cap(&self.settings, now);
-        let problem = self.problem(service, now);
+        let problem = self.problem(service);
         let in_force = self.in_force(service, &problem);
         let best = problem.best(&in_force);
         let mut changes = Vec::new();
@@ -71,7 +74,7 @@ impl Brain {
                     let capacity = |mirror: &usize| problem.places[*mirror].queue.capacity();
                     cap * capacity(&back) / usable.iter().map(capacity).sum::<f64>()
                 }
-                _ => best.0[number][back],
+                _ => cap * best.0[number][back],
             };
             if target - from[back] < WORTH_AN_ORDER {
                 continue;
@@ -99,7 +102,7 @@ impl Brain {
         mirror.end_trials();
         let reason = format!(
             "{} is back, at {:.0} % of its share: {}",
-            mirror.name(),
+            self.mirrors[back].name(),
             cap * 100.0,
             self.shares_in_words(&changes)
         );
@@ -117,7 +120,7 @@ impl Brain {
         {
             return None;
         }
-        let problem = self.problem(service, now);
+        let problem = self.problem(service);
         let best = problem.best(&self.in_force(service, &problem));
         let mut changes = Vec::new();
         for (number, group) in self.services[service].groups.iter().enumerate() {
@@ -157,7 +160,7 @@ impl Brain {
 
     /// The assignment that the model promises to be better by more than the operator asks.
     fn optimise(&mut self, service: usize, now: Duration) -> Option<Decision> {
-        let problem = self.problem(service, now);
+        let problem = self.problem(service);
         let groups = self.services[service].groups.len();
         let present = self.present(service, &problem);
         let best = problem.best(&present);
@@ -287,7 +290,14 @@ impl Brain {
         let groups = &self.services[service].groups;
         let own = groups.iter().zip(&problem.demands).map(|(group, demand)| {
             let nowhere = || vec![0.0; self.mirrors.len()];
-            group.present(demand.rate).unwrap_or_else(nowhere)
+            let shares = group.present(demand.rate).unwrap_or_else(nowhere);
+            // What was measured at a mirror that is out by now is history.
+            let usable: Vec<f64> = shares
+                .iter()
+                .zip(&demand.caps)
+                .map(|(share, cap)| if *cap > 0.0 { *share } else { 0.0 })
+                .collect();
+            normalised(&usable).unwrap_or(shares)
         });
         Assignment(own.chain(problem.fixed(groups.len())).collect())
     }
@@ -348,7 +358,7 @@ fn rounded(shares: &[f64]) -> Vec<f64> {
         .iter()
         .map(|share| if *share < NO_PLACE { 0.0 } else { *share })
         .collect();
-    crate::assign::normalised(&kept).unwrap_or(kept)
+    normalised(&kept).unwrap_or(kept)
 }
 
 fn milliseconds(seconds: f64) -> String {

@@ -18,7 +18,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 const STALLED_ANSWERS: f64 = 20.0;
 /// The part of all requests that a mirror gets of which nothing is known at all.
 const FIRST_SHARE: f64 = 0.1;
-/// The part of its capacity that a mirror in its slow start works up to.
+/// The part of its capacity that a mirror comes back to.
 const SLOW_START_LOAD: f64 = 0.7;
 /// How long a mirror that the model thinks ill of waits for its first trial, in settling times, and the longest
 /// that any waits.
@@ -341,13 +341,7 @@ impl Mirror {
 
     /// What it is to the optimiser, `usual` being a mirror of which nothing is known, and `all` the requests a second
     /// that are to be assigned.
-    pub(super) fn place(
-        &self,
-        usual: Queue,
-        all: f64,
-        settings: &Settings,
-        now: Duration,
-    ) -> Place {
+    pub(super) fn place(&self, usual: Queue, all: f64) -> Place {
         let queue = self.queue().unwrap_or(usual).scaled(self.vitals.weight);
         let proven = self.learner.trusted_rate();
         let trusted = if self.queue().is_none() && proven == 0.0 {
@@ -357,9 +351,7 @@ impl Mirror {
         };
         let limit = match self.standing() {
             Standing::Unknown => self.rate,
-            _ if self.returning.is_some() => {
-                self.share_cap(settings, now) * SLOW_START_LOAD * queue.capacity()
-            }
+            _ if self.returning.is_some() => SLOW_START_LOAD * queue.capacity(),
             _ => trusted.max(self.rate),
         };
         Place { queue, limit }

@@ -197,7 +197,7 @@ impl Brain {
     }
 
     /// The problem of a service: its groups' demands, and beside them what the other services send.
-    fn problem(&self, service: usize, now: Duration) -> Problem {
+    fn problem(&self, service: usize) -> Problem {
         let others = self
             .services
             .iter()
@@ -224,13 +224,13 @@ impl Brain {
         let mut demands: Vec<Demand> = own.collect();
         demands.extend(others);
         Problem {
-            places: self.places(service, now),
+            places: self.places(service),
             demands,
         }
     }
 
     /// The mirrors as the problem sees them.
-    fn places(&self, service: usize, now: Duration) -> Vec<Place> {
+    fn places(&self, service: usize) -> Vec<Place> {
         let all: f64 = self.services[service]
             .groups
             .iter()
@@ -239,7 +239,7 @@ impl Brain {
         let usual = mirror::usual(&self.mirrors);
         self.mirrors
             .iter()
-            .map(|mirror| mirror.place(usual, all, &self.settings, now))
+            .map(|mirror| mirror.place(usual, all))
             .collect()
     }
 
@@ -295,6 +295,3 @@ impl Brain {
         self.services[service].address_of(&self.mirrors[mirror])
     }
 }
-
-#[cfg(test)]
-mod tests;

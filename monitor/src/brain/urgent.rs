@@ -64,7 +64,7 @@ impl Brain {
         if !is_known && !(has_waited && is_any_usable) {
             return None;
         }
-        let mut problem = self.problem(service, now);
+        let mut problem = self.problem(service);
         // What isn't known has no share to keep, and gets none.
         let out: Vec<usize> = if is_any_usable {
             let is_usable = |mirror: &usize| self.mirrors[*mirror].standing() == Standing::Usable;
@@ -125,7 +125,7 @@ impl Brain {
 
     /// Takes mirrors out that must not be used any more.
     fn take_out(&mut self, service: usize, leaving: &[usize], now: Duration) -> Option<Decision> {
-        let problem = self.problem(service, now);
+        let problem = self.problem(service);
         let mut changes = Vec::new();
         for (number, group) in self.services[service].groups.iter().enumerate() {
             let Some(from) = &group.shares else { continue };
@@ -191,7 +191,7 @@ impl Brain {
 
     /// Does as the rules say, where they now say otherwise than what is in force.
     fn rule(&mut self, service: usize, now: Duration) -> Option<Decision> {
-        let mut problem = self.problem(service, now);
+        let mut problem = self.problem(service);
         let mut changes = Vec::new();
         for (number, group) in self.services[service].groups.iter().enumerate() {
             let Some(from) = &group.shares else { continue };

@@ -37,7 +37,7 @@ const MAX_SEND: usize = 4096;
 
 /// An agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Agent {
     /// What is sent to it first; the agent must expect it. HAProxy's `agent-send`.
     pub send: Option<String>,

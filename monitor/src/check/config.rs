@@ -38,8 +38,7 @@ pub struct CheckConfig {
 }
 
 /// What is asked.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Kind {
     /// Whether it accepts a TCP connection.
@@ -60,7 +59,34 @@ pub enum Kind {
     Command(Command),
 }
 
+/// The words by which the configuration names the kinds.
+const KINDS: [&str; 8] = [
+    "tcp",
+    "http",
+    "dns",
+    "udp",
+    "icmp",
+    "agent",
+    "prometheus",
+    "command",
+];
+
 impl Kind {
+    /// The kind with this name, with what `own` says of it. Errors name the field.
+    fn read<E: serde::de::Error>(name: &str, own: Table) -> Result<Self, E> {
+        match name {
+            "tcp" => read(own).map(Self::Tcp),
+            "http" => read(own).map(Self::Http),
+            "dns" => read(own).map(Self::Dns),
+            "udp" => read(own).map(Self::Udp),
+            "icmp" => read(own).map(Self::Icmp),
+            "agent" => read(own).map(Self::Agent),
+            "prometheus" => read(own).map(Self::Prometheus),
+            "command" => read(own).map(Self::Command),
+            other => Err(E::unknown_variant(other, &KINDS)),
+        }
+    }
+
     /// The word by which the configuration names it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -198,6 +224,12 @@ impl CheckConfig {
             Kind::Command(command) => command.validate(),
             Kind::Icmp(_) if self.port.is_some() => Err(CheckError::UselessPort { kind: "icmp" }),
             Kind::Icmp(_) => Ok(()),
+            Kind::Http(http) if http.max_latency.is_some_and(|most| most >= self.timeout) => {
+                Err(CheckError::Value {
+                    field: "max-latency",
+                    why: "must be shorter than the timeout",
+                })
+            }
             Kind::Http(http) => http.validate(),
             Kind::Dns(dns) => dns.validate(),
             Kind::Udp(udp) => udp.validate(),
@@ -227,31 +259,34 @@ const COMMON: [&str; 5] = ["interval", "timeout", "rise", "fall", "port"];
 // told apart here, and both structs then reject what they don't know.
 impl<'de> Deserialize<'de> for CheckConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        use serde::de::Error;
+        use serde::de::Error as _;
 
-        let (common, own): (Table, Table) = Table::deserialize(deserializer)?
+        let (common, mut own): (Table, Table) = Table::deserialize(deserializer)?
             .into_iter()
             .partition(|(field, _)| COMMON.contains(&field.as_str()));
-        let common: Common = read(common).map_err(Error::custom)?;
-        let kind: Kind = read(own).map_err(|message| {
-            Error::custom(if message.contains("unknown field") {
-                format!(
-                    "{message}; or one of any check's: `{}`",
-                    COMMON.join("`, `")
-                )
-            } else {
-                message
-            })
-        })?;
+        let common: Common = read(common)?;
+        let kind = match own.remove("kind") {
+            Some(Value::String(name)) => Kind::read(&name, own)?,
+            Some(_) => return Err(D::Error::custom("`kind` must be a word in quotes")),
+            None => return Err(D::Error::missing_field("kind")),
+        };
         let config = Self::with(kind, common);
-        config.validate().map_err(Error::custom)?;
+        config.validate().map_err(D::Error::custom)?;
         Ok(config)
     }
 }
 
-/// `table` as a `T`, or in one line why not.
-fn read<'de, T: Deserialize<'de>>(table: Table) -> Result<T, String> {
-    Value::Table(table)
-        .try_into()
-        .map_err(|error| error.to_string().trim().replace('\n', " "))
+/// `table` as a `T`.
+fn read<'de, T: Deserialize<'de>, E: serde::de::Error>(table: Table) -> Result<T, E> {
+    Value::Table(table).try_into().map_err(|error| {
+        // Its second line names the field.
+        let message = error.to_string().trim().replace('\n', " ");
+        E::custom(match message.contains("unknown field") {
+            true => format!(
+                "{message}; or one of any check's: `{}`",
+                COMMON.join("`, `")
+            ),
+            false => message,
+        })
+    })
 }

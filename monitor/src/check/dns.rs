@@ -18,7 +18,7 @@ use super::{Asked, Finding};
 
 /// A DNS query and what is expected of the answer.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Dns {
     /// The name to ask for, always taken as a whole one.
     #[serde(deserialize_with = "parsed")]

@@ -2,11 +2,11 @@
 //!
 //! Each check has a state of its own. Its first good or bad finding decides it; from then on it takes
 //! `fall` bad findings in a row to take it down, and `rise` good ones to bring it up again. An unknown
-//! finding neither decides anything nor breaks a row.
+//! finding doesn't break such a row. But `fall` unknown ones in a row take a check's voice away, unless
+//! it was down: nobody has seen for long that the mirror is up.
 //!
 //! The mirror is down if any of its checks is, and unknown while any of them hasn't been made yet. A
-//! check that has been made but could say nothing has no voice; if none has one, the mirror is
-//! unknown.
+//! check without a voice doesn't count; if none has one, the mirror is unknown.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -89,6 +89,8 @@ pub struct CheckHealth {
     fall: u32,
     /// How many findings in a row speak against the state.
     against: u32,
+    /// How many of the last findings were unknown.
+    unknown: u32,
     wish: Wish,
     weight: f64,
     load: Load,
@@ -99,7 +101,7 @@ pub struct CheckHealth {
 pub enum CheckState {
     /// It hasn't been made yet.
     Waiting,
-    /// It has been made, but could say nothing so far.
+    /// It has been made, but could say nothing, so far or for long.
     Silent,
     /// The mirror is well.
     Up,
@@ -219,6 +221,7 @@ impl CheckHealth {
             rise: config.rise,
             fall: config.fall,
             against: 0,
+            unknown: 0,
             wish: Wish::None,
             weight: 1.0,
             load: match config.kind {
@@ -260,17 +263,26 @@ impl CheckHealth {
     }
 
     fn judge(&mut self, verdict: Verdict, now: Instant) -> String {
+        self.unknown = match verdict {
+            Verdict::Unknown => self.unknown.saturating_add(1),
+            _ => 0,
+        };
         let undecided = matches!(self.state, CheckState::Waiting | CheckState::Silent);
         let (state, needed, word) = match verdict {
             Verdict::Good => (CheckState::Up, self.rise, "good"),
             Verdict::Bad => (CheckState::Down, self.fall, "bad"),
             Verdict::Same if undecided => (CheckState::Up, self.rise, "good"),
             Verdict::Same => return "says".to_owned(),
-            Verdict::Unknown if self.state == CheckState::Waiting => {
-                self.turn(CheckState::Silent, now);
-                return "can say nothing".to_owned();
+            Verdict::Unknown => {
+                match self.state {
+                    CheckState::Waiting => self.turn(CheckState::Silent, now),
+                    CheckState::Up if self.unknown >= self.fall => {
+                        self.turn(CheckState::Silent, now);
+                    }
+                    _ => {}
+                }
+                return in_a_row("can say nothing", self.unknown);
             }
-            Verdict::Unknown => return "can say nothing".to_owned(),
         };
         if undecided {
             self.turn(state, now);
@@ -280,21 +292,25 @@ impl CheckHealth {
             self.against = 0;
             return format!("is {word}");
         }
-        self.against += 1;
+        self.against = self.against.saturating_add(1);
         let against = self.against;
         if against >= needed {
             self.turn(state, now);
         }
-        match against {
-            1 => format!("is {word}"),
-            _ => format!("is {word}, {against} times in a row"),
-        }
+        in_a_row(&format!("is {word}"), against)
     }
 
     fn turn(&mut self, state: CheckState, now: Instant) {
         self.state = state;
         self.since = Some(now);
         self.against = 0;
+    }
+}
+
+fn in_a_row(what: &str, count: u32) -> String {
+    match count {
+        1 => what.to_owned(),
+        _ => format!("{what}, {count} times in a row"),
     }
 }
 

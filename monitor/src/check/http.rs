@@ -36,7 +36,7 @@ const MAX_BODY: usize = 1024 * 1024;
 
 /// An HTTP(S) request and what is expected of the answer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Http {
     /// The request's method.
     #[serde(default = "get", deserialize_with = "parsed")]
@@ -101,6 +101,7 @@ impl Http {
                 why: "the answer to HEAD has none",
             });
         }
+        check_host(self.host.as_ref())?;
         check_headers(&self.headers)?;
         check_tls_fields(self.tls, self.verify, self.ca.is_some())
     }
@@ -143,6 +144,22 @@ impl Http {
             )),
         }
     }
+}
+
+pub(super) fn check_host(host: Option<&Authority>) -> Result<(), CheckError> {
+    let Some(host) = host else { return Ok(()) };
+    if host.as_str().contains('@') || tls_name(host).is_none() {
+        return Err(CheckError::Value {
+            field: "host",
+            why: "expected a name or an address, perhaps with a port",
+        });
+    }
+    Ok(())
+}
+
+/// The name that `host` has for TLS.
+fn tls_name(host: &Authority) -> Option<ServerName<'static>> {
+    ServerName::try_from(host.host().trim_matches(['[', ']']).to_owned()).ok()
 }
 
 pub(super) fn check_headers(headers: &BTreeMap<String, String>) -> Result<(), CheckError> {
@@ -300,10 +317,9 @@ async fn handshake<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
-    let named = host
-        .map(|host| host.host().trim_matches(['[', ']']).to_owned())
-        .and_then(|host| ServerName::try_from(host).ok());
-    let name = named.unwrap_or_else(|| ServerName::from(asked.address.ip()));
+    let name = host
+        .and_then(tls_name)
+        .unwrap_or_else(|| ServerName::from(asked.address.ip()));
     connector
         .connect(name, stream)
         .await

@@ -112,3 +112,54 @@ fn is_reply(address: SocketAddr, received: &[u8], token: &[u8; TOKEN_LENGTH]) ->
         message.first() == Some(&reply) && message.get(HEADER_LENGTH..) == Some(token.as_slice())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: [u8; TOKEN_LENGTH] = *b"sixteen bytes...";
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_the_rfcs_example() {
+        let example = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(checksum(&example), !0xddf2);
+        // A message with its checksum in place sums up to nothing.
+        assert_eq!(checksum(&request(address("127.0.0.1:0"), &TOKEN)), 0);
+    }
+
+    #[test]
+    fn only_a_reply_with_the_token_is_ours() {
+        for (to, reply, request_kind) in [("127.0.0.1:0", 0, 8), ("[::1]:0", 129, 128)] {
+            let to = address(to);
+            let mut message = request(to, &TOKEN);
+            assert!(!is_reply(to, &message, &TOKEN), "it is the request itself");
+            assert_eq!(message[0], request_kind);
+            message[0] = reply;
+            assert!(is_reply(to, &message, &TOKEN));
+            assert!(!is_reply(to, &message, b"another's token."));
+            for length in 0..message.len() {
+                assert!(!is_reply(to, &message[..length], &TOKEN), "{length}");
+            }
+            message.push(0);
+            assert!(!is_reply(to, &message, &TOKEN));
+        }
+    }
+
+    #[test]
+    fn a_raw_ipv4_sockets_header_is_skipped_whatever_its_length() {
+        let to = address("127.0.0.1:0");
+        let mut message = request(to, &TOKEN);
+        message[0] = 0;
+        for words in 5..=15_u8 {
+            let mut packet = vec![0; usize::from(words) * 4];
+            packet[0] = 0x40 | words;
+            packet.extend_from_slice(&message);
+            assert!(is_reply(to, &packet, &TOKEN));
+            assert!(!is_reply(to, &packet[..usize::from(words)], &TOKEN));
+        }
+    }
+}

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::config::CheckError;
 use super::fault::Fault;
-use super::http::{Exchange, authority, check_headers, check_tls_fields, request, yes};
+use super::http::{Exchange, authority, check_headers, check_host, check_tls_fields, request, yes};
 use super::text::parsed;
 use super::{Asked, Finding, Verdict};
 
@@ -27,7 +27,7 @@ const MAX_LINE: usize = 64 * 1024;
 
 /// A metric, and what it means.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Prometheus {
     /// The endpoint's path, and query if it has one.
     #[serde(default = "metrics_path", deserialize_with = "parsed")]
@@ -104,6 +104,7 @@ impl Prometheus {
                 why: "must be a number, 0 or greater",
             });
         }
+        check_host(self.host.as_ref())?;
         check_headers(&self.headers)?;
         check_tls_fields(self.tls, self.verify, self.ca.is_some())
     }
@@ -234,6 +235,11 @@ impl<'a> Scan<'a> {
     }
 
     fn end_line(&mut self, whole: bool) {
+        let metric = self.selector.metric.as_bytes();
+        if !self.line.trim_ascii_start().starts_with(metric) {
+            self.line.clear();
+            return;
+        }
         let text = String::from_utf8_lossy(&self.line);
         let sample = match self.selector.read(&text) {
             Some(Ok(value)) if whole => Some(Ok(value)),

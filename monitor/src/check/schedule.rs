@@ -25,7 +25,8 @@ use super::config::{CheckConfig, CheckError, Kind};
 use super::tls::{self, TlsError};
 use super::{Asked, Finding, Verdict};
 
-/// The most checks that are under way at once, and so the most sockets (and commands) of them all.
+/// The most checks that are under way at once, and so the most sockets (and commands) of them all:
+/// this many of the schedule's, and as many that were hurried, which mustn't wait for those that hang.
 const AT_ONCE: usize = 256;
 
 /// A mirror to watch.
@@ -100,7 +101,10 @@ impl Checks {
     /// # Errors
     /// When a check can't be made as it is configured. Nothing is started then.
     pub fn start(targets: Vec<Target>, reports: mpsc::Sender<Report>) -> Result<Self, StartError> {
-        let at_once = Arc::new(Semaphore::new(AT_ONCE));
+        let turns = Turns {
+            usual: Arc::new(Semaphore::new(AT_ONCE)),
+            hurried: Arc::new(Semaphore::new(AT_ONCE)),
+        };
         let mut watches = Vec::new();
         let mut hurries: HashMap<usize, Vec<_>> = HashMap::new();
         for target in &targets {
@@ -120,7 +124,7 @@ impl Checks {
                     asked,
                     hurried,
                     reports: reports.clone(),
-                    at_once: Arc::clone(&at_once),
+                    turns: turns.clone(),
                 });
             }
         }
@@ -183,7 +187,14 @@ struct Watch {
     asked: Asked,
     hurried: mpsc::Receiver<Duration>,
     reports: mpsc::Sender<Report>,
-    at_once: Arc<Semaphore>,
+    turns: Turns,
+}
+
+/// Whose turn it is to have a socket.
+#[derive(Clone)]
+struct Turns {
+    usual: Arc<Semaphore>,
+    hurried: Arc<Semaphore>,
 }
 
 /// What comes first while a check waits or is under way.
@@ -216,7 +227,7 @@ impl Watch {
                     let asking = ask(
                         &self.config,
                         &self.asked,
-                        &self.at_once,
+                        &self.turns.usual,
                         self.config.timeout,
                     );
                     match or_hurry(&mut self.hurried, asking).await {
@@ -237,7 +248,7 @@ impl Watch {
     async fn hurry(&mut self, limit: Duration) -> Result<(), Abandoned> {
         for _ in 0..self.config.fall {
             let again = Instant::now() + limit;
-            let finding = ask(&self.config, &self.asked, &self.at_once, limit).await;
+            let finding = ask(&self.config, &self.asked, &self.turns.hurried, limit).await;
             let bad = finding.verdict == Verdict::Bad;
             self.report(finding, true).await?;
             if !bad {
@@ -273,9 +284,9 @@ async fn or_hurry<T>(
 }
 
 /// Asks once, with at most `limit` to answer.
-async fn ask(config: &CheckConfig, asked: &Asked, at_once: &Semaphore, limit: Duration) -> Finding {
+async fn ask(config: &CheckConfig, asked: &Asked, turns: &Semaphore, limit: Duration) -> Finding {
     // It is never closed. The time runs from when it is this check's turn.
-    let _turn = at_once.acquire().await;
+    let _turn = turns.acquire().await;
     let asking = async {
         match &config.kind {
             Kind::Tcp(tcp) => tcp.ask(asked).await,

@@ -21,7 +21,7 @@ pub(super) const MAX_DATAGRAM: usize = 65535;
 
 /// A datagram and what is expected of the answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Udp {
     /// What is sent, as text.
     pub send: Option<String>,
@@ -38,19 +38,19 @@ impl Udp {
         if self.send.is_some() && self.send_hex.is_some() {
             return Err(CheckError::Exclusive {
                 one: "send",
-                other: "send_hex",
+                other: "send-hex",
             });
         }
         if self.expect.is_some() && self.expect_hex.is_some() {
             return Err(CheckError::Exclusive {
                 one: "expect",
-                other: "expect_hex",
+                other: "expect-hex",
             });
         }
         if self.payload().is_empty() || self.payload().len() > MAX_SEND {
             return Err(CheckError::Value {
                 field: if self.send_hex.is_some() {
-                    "send_hex"
+                    "send-hex"
                 } else {
                     "send"
                 },

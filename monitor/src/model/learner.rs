@@ -42,8 +42,10 @@ const USUAL_SERVERS: Belief = Belief {
     of: 4.0,
     spread: 1.5,
 };
-/// How many more requests than it has been seen to answer well a mirror is trusted with.
-const TRUST: f64 = 1.5;
+/// It answers well as long as that takes no more than so many service times.
+const WELL: f64 = 2.5;
+/// A mirror that uses this part of its capacity may be one that can't keep up.
+const FULL: f64 = 0.92;
 
 /// What was measured of a mirror in some time.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -126,12 +128,16 @@ impl Learner {
         self.error.map(f64::exp_m1)
     }
 
-    /// The most requests a second that the mirror may be given: what it has been seen to answer, and half as much
-    /// again. No limit where an operator has said its capacity.
+    /// The most requests a second that the mirror may be given: what it has been seen to answer well, and as much more
+    /// as it then seemed to have free, so that the steps become smaller as it fills. No limit where somebody has said its
+    /// capacity.
     pub fn trusted_rate(&self) -> f64 {
+        let used = self
+            .queue
+            .map_or(1.0, |queue| queue.utilisation(self.proven).min(1.0));
         match self.capacity {
             Some(_) => f64::INFINITY,
-            None => TRUST * self.proven,
+            None => self.proven * (2.0 - used),
         }
     }
 
@@ -154,52 +160,38 @@ impl Learner {
             return false;
         }
         self.age(now);
-        let is_surprise = self.compare(&sample);
-        if is_surprise {
-            self.bins.clear();
-            self.proven = 0.0;
-            self.strikes = 0;
-            if let Some(queue) = self.queue {
-                self.servers = Belief {
-                    of: queue.servers(),
-                    spread: 0.3,
-                };
-            }
-            // What was said of its capacity was said of the mirror that it was.
-            self.capacity = None;
+        let apart = self.queue.map_or(0.0, |queue| apart(&sample, &queue));
+        if self.queue.is_some() {
+            let error = self.error.get_or_insert(apart.abs());
+            *error += 0.1 * sample_weight(&sample) * (apart.abs() - *error);
         }
         self.put(&sample);
-        self.queue = Some(self.fit(is_surprise));
-        let utilisation = self
+        let is_far = apart.abs() > NOTICEABLE.ln();
+        let queue = self.fit(is_far || self.queue.is_none());
+        let is_surprise = self.is_surprise(&sample, &queue);
+        self.queue = Some(queue);
+        if is_surprise {
+            self.forget();
+            self.put(&sample);
+            self.queue = Some(self.fit(true));
+        }
+        let is_well = self
             .queue
-            .map_or(1.0, |queue| queue.utilisation(sample.rate));
-        if utilisation < 0.95 || is_surprise {
+            .is_some_and(|queue| sample.response < WELL * queue.service_time());
+        if is_well {
             self.proven = self.proven.max(sample.rate);
         }
         is_surprise
     }
 
-    /// Holds a sample against the model. Tells whether it can't be the same mirror any more.
-    fn compare(&mut self, sample: &Sample) -> bool {
-        let Some(queue) = self.queue else {
-            return false;
-        };
-        let apart = (sample.response / queue.response(sample.rate)).ln();
-        let weight = 0.1 * sample_weight(sample);
-        self.error = Some(match self.error {
-            None => apart.abs(),
-            Some(error) => error + weight * (apart.abs() - error),
-        });
+    /// Whether it can't be the same mirror any more: not even the queue that takes account of the sample says
+    /// anything like it.
+    fn is_surprise(&mut self, sample: &Sample, queue: &Queue) -> bool {
         if sample.count < SURPRISING_COUNT {
             return false;
         }
-        // Close to its capacity a queue's length says little: it goes up and down by itself.
-        let slack = if queue.utilisation(sample.rate) > 0.85 {
-            2.0
-        } else {
-            1.0
-        };
-        if apart.abs() < slack * NOTICEABLE.ln() {
+        let apart = apart(sample, queue);
+        if apart.abs() < NOTICEABLE.ln() {
             self.strikes = 0;
             return false;
         }
@@ -209,7 +201,21 @@ impl Learner {
         } else {
             direction
         };
-        apart.abs() > slack * LOUD.ln() || self.strikes.unsigned_abs() >= NOTICEABLE_TIMES
+        apart.abs() > LOUD.ln() || self.strikes.unsigned_abs() >= NOTICEABLE_TIMES
+    }
+
+    /// Forgets what was measured of the mirror that it was.
+    fn forget(&mut self) {
+        self.bins.clear();
+        self.proven = 0.0;
+        self.strikes = 0;
+        if let Some(queue) = self.queue {
+            self.servers = Belief {
+                of: queue.servers(),
+                spread: 0.7,
+            };
+        }
+        self.capacity = None;
     }
 
     /// Lets what is known grow older.
@@ -234,45 +240,40 @@ impl Learner {
         bin.weight = sum.min(MAX_BIN_WEIGHT);
     }
 
-    /// The queue nearest to what is known, looked for everywhere or only around the one that is believed.
+    /// The queue nearest to what is known, looked for everywhere or only around the one that is believed. The grid is
+    /// over service time and capacity: with little to do the one decides, with too much the other.
     fn fit(&self, everywhere: bool) -> Queue {
-        let fastest = self
-            .bins
-            .values()
-            .map(|bin| bin.response)
-            .fold(f64::INFINITY, f64::min);
-        let (mut best, mut reach) = match self.queue {
-            Some(queue) if !everywhere => (
-                (queue.service_time().ln(), queue.servers().ln()),
-                (0.2_f64, 0.4_f64),
-            ),
-            _ => ((fastest.ln() - 0.7, self.servers.of.ln()), (1.5, 3.0)),
-        };
-        let rounds = if everywhere || self.queue.is_none() {
-            4
-        } else {
-            2
-        };
         const STEPS: i32 = 4;
+        let (busiest, fastest) = (self.busiest(), self.fastest());
+        let (mut best, mut reach, rounds) = match self.queue {
+            Some(queue) if !everywhere => (
+                (queue.service_time().ln(), queue.capacity().ln()),
+                (0.2_f64, 0.4_f64),
+                2,
+            ),
+            _ => {
+                // From what a mirror that can't keep up would take without a queue, to what was measured.
+                let least = fastest.min(self.servers.of / busiest).ln() - 0.7;
+                let reach = 0.5 * (fastest.ln() + 0.2 - least);
+                ((least + reach, busiest.ln() + 3.0), (reach, 3.05), 6)
+            }
+        };
         for _ in 0..rounds {
             let middle = best;
             let mut least = f64::INFINITY;
             for i in -STEPS..=STEPS {
                 for j in -STEPS..=STEPS {
                     let part = |steps: i32| f64::from(steps) / f64::from(STEPS);
-                    let point = (
-                        middle.0 + reach.0 * part(i),
-                        (middle.1 + reach.1 * part(j)).clamp(0.0, 14.0),
-                    );
-                    let distance = self.distance(&Queue::new(point.0.exp(), point.1.exp()));
+                    let point = (middle.0 + reach.0 * part(i), middle.1 + reach.1 * part(j));
+                    let distance = self.distance(&at(point));
                     if distance < least {
                         (least, best) = (distance, point);
                     }
                 }
             }
-            reach = (reach.0 / 2.5, reach.1 / 2.5);
+            reach = (reach.0 / 2.0, reach.1 / 2.0);
         }
-        Queue::new(best.0.exp(), best.1.exp())
+        at(best)
     }
 
     /// How far a queue is from what is known.
@@ -281,7 +282,12 @@ impl Learner {
             .bins
             .values()
             .map(|bin| {
-                let apart = (queue.response(bin.rate) / bin.response).ln() / NOISE;
+                let sample = Sample {
+                    rate: bin.rate,
+                    response: bin.response,
+                    count: 1,
+                };
+                let apart = apart(&sample, queue) / NOISE;
                 // The few that are far off are no reason to move everything.
                 bin.weight * apart.powi(2).min(9.0 + apart.abs())
             })
@@ -290,10 +296,34 @@ impl Learner {
             .capacity
             .map_or(0.0, |belief| belief.disbelief(queue.capacity()));
         // It can't have answered more than it is capable of.
-        let busiest = self.bins.values().map(|bin| bin.rate).fold(0.0, f64::max);
-        let too_small = (busiest / queue.capacity()).max(1.0).ln() / 0.1;
+        let too_small = (self.busiest() / queue.capacity()).max(1.0).ln() / 0.1;
         measured + self.servers.disbelief(queue.servers()) + capacity + too_small.powi(2)
     }
+
+    fn busiest(&self) -> f64 {
+        self.bins.values().map(|bin| bin.rate).fold(0.0, f64::max)
+    }
+
+    fn fastest(&self) -> f64 {
+        let responses = self.bins.values().map(|bin| bin.response);
+        responses.fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// How far a sample is from what a queue says: the logarithm of their ratio. A mirror that can't keep up answers at its
+/// capacity, and after any time.
+fn apart(sample: &Sample, queue: &Queue) -> f64 {
+    let apart = (sample.response / queue.response(sample.rate)).ln();
+    if queue.utilisation(sample.rate) > FULL {
+        apart.min(0.0)
+    } else {
+        apart
+    }
+}
+
+/// The queue with these logarithms of service time and capacity.
+fn at((service_time, capacity): (f64, f64)) -> Queue {
+    Queue::new(service_time.exp(), (service_time + capacity).exp())
 }
 
 /// How much a sample counts: more answers, more weight.

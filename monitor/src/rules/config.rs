@@ -92,7 +92,7 @@ impl<'de, T: FromStr<Err: Display>> Visitor<'de> for OneOrMany<T> {
 }
 
 /// Reads what is written as a text.
-pub(super) fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err: Display>,

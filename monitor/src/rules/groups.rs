@@ -21,38 +21,29 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::times::WeeklyTimes;
-
-/// What matters of a rule here.
-#[derive(Debug)]
-pub(super) struct Reach {
-    /// Whose clients it has, without one prefix in another; `None`: everyone.
-    pub clients: Option<Vec<IpNet>>,
-    /// When it holds.
-    pub when: WeeklyTimes,
-}
+use super::Rule;
 
 /// All clients, sorted.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sorted {
     /// The candidates of those in no prefix.
     pub everyone: Vec<usize>,
     /// The prefixes of each group, by its candidates.
     pub groups: BTreeMap<Vec<usize>, Vec<IpNet>>,
-    /// For each rule that never applies, those that come first.
-    pub never: BTreeMap<usize, BTreeSet<usize>>,
+    /// The rules that never apply, each with those that always come first.
+    pub hidden: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 /// Sorts the clients by the rules that they have, which are named by their place in the list.
-pub(super) fn sort(rules: &[Reach]) -> Sorted {
+pub(super) fn sort(rules: &[Rule]) -> Sorted {
     let mut of_everyone = Vec::new();
     let mut by_prefix: BTreeMap<IpNet, Vec<usize>> = BTreeMap::new();
-    for (rule, reach) in rules.iter().enumerate() {
-        match &reach.clients {
-            None => of_everyone.push(rule),
+    for (number, rule) in rules.iter().enumerate() {
+        match &rule.clients {
+            None => of_everyone.push(number),
             Some(prefixes) => {
                 for prefix in prefixes {
-                    by_prefix.entry(*prefix).or_default().push(rule);
+                    by_prefix.entry(*prefix).or_default().push(number);
                 }
             }
         }
@@ -93,10 +84,11 @@ pub(super) fn sort(rules: &[Reach]) -> Sorted {
     Sorted {
         everyone,
         groups,
-        never: picker.never(),
+        hidden: picker.hidden(),
     }
 }
 
+/// A prefix around others, and the rules that it has.
 struct Surrounding {
     prefix: IpNet,
     rules: Vec<usize>,
@@ -105,15 +97,17 @@ struct Surrounding {
 
 /// Picks candidates, and remembers which rules were never among them.
 struct Picker<'a> {
-    rules: &'a [Reach],
+    rules: &'a [Rule],
+    /// Those that were a candidate.
     applied: BTreeSet<usize>,
+    /// Those that once weren't, each with the ones that came first then.
     missed: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 impl Picker<'_> {
     /// Of these rules, in order, those that don't always come after another.
     fn candidates(&mut self, rules: &[usize]) -> Vec<usize> {
-        let when = |rule: usize| self.rules.get(rule).map(|reach| &reach.when);
+        let when = |rule: usize| self.rules.get(rule).map(|rule| &rule.when);
         let mut candidates: Vec<usize> = Vec::new();
         for rule in rules {
             let first = candidates.iter().find(|earlier| {
@@ -134,9 +128,9 @@ impl Picker<'_> {
         candidates
     }
 
-    fn never(self) -> BTreeMap<usize, BTreeSet<usize>> {
-        let mut never = self.missed;
-        never.retain(|rule, _| !self.applied.contains(rule));
-        never
+    fn hidden(self) -> BTreeMap<usize, BTreeSet<usize>> {
+        let mut hidden = self.missed;
+        hidden.retain(|rule, _| !self.applied.contains(rule));
+        hidden
     }
 }

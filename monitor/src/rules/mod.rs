@@ -8,7 +8,7 @@
 //!   make sense together;
 //! - [`times`] knows when a rule holds, [`locations`] which clients are at a place, [`bounds`] what the
 //!   optimiser may do then;
-//! - [`groups`] sorts clients by the rules that they have into [`ClientGroup`]s;
+//! - `groups` sorts clients by the rules that they have into [`ClientGroup`]s;
 //! - [`maintenance`] is about mirrors, not services: when one is not to be used.
 //!
 //! Nothing here looks at a clock: the time is an argument.
@@ -35,7 +35,6 @@ pub use error::{RuleError, RuleLabel, RuleProblem};
 pub use locations::{Locations, LocationsError};
 pub use maintenance::{Maintenance, MaintenanceConfig, MaintenanceError, MaintenanceState};
 
-use groups::Reach;
 use times::WeeklyTimes;
 
 /// The most prefixes that the clients of one rule may be. Each becomes a diversion.
@@ -61,7 +60,7 @@ pub struct ClientGroup {
     /// have the same.
     pub name: String,
     /// Where they are, in order; none for everyone. A client belongs to the group with the longest
-    /// prefix that contains it, and to everyone if there is none.
+    /// prefix that contains it, and to everyone if there is none. None has length 0.
     pub prefixes: Vec<ClientPrefix>,
     /// The rules that may count for them, in order.
     candidates: Vec<usize>,
@@ -81,6 +80,8 @@ pub struct Applied<'a> {
 #[derive(Debug)]
 struct Rule {
     label: RuleLabel,
+    /// Whose clients it has, in order, none in another; `None`: everyone.
+    clients: Option<Vec<IpNet>>,
     when: WeeklyTimes,
     bounds: Bounds,
 }
@@ -95,31 +96,27 @@ impl Rules {
         mirrors: &[String],
         locations: Option<&Locations>,
     ) -> Result<Self, RuleError> {
-        let labels = label(configs)?;
         let mut rules = Vec::new();
-        let mut reaches = Vec::new();
-        for (config, label) in configs.iter().zip(&labels) {
-            let (bounds, reach) =
-                read(config, mirrors, locations).map_err(|problem| RuleError {
-                    rule: label.clone(),
-                    problem,
-                })?;
-            rules.push(Rule {
-                label: label.clone(),
-                when: reach.when.clone(),
-                bounds,
-            });
-            reaches.push(reach);
+        for (config, label) in configs.iter().zip(labels(configs)?) {
+            match Rule::read(config, &label, mirrors, locations) {
+                Ok(rule) => rules.push(rule),
+                Err(problem) => {
+                    return Err(RuleError {
+                        rule: label,
+                        problem,
+                    });
+                }
+            }
         }
-        let sorted = groups::sort(&reaches);
-        let label_of = |rule: &usize| labels.get(*rule).cloned();
-        if let Some((rule, earlier)) = sorted.never.first_key_value()
-            && let Some(rule) = label_of(rule)
+        let sorted = groups::sort(&rules);
+        let label = |rule: &usize| rules.get(*rule).map(|rule| rule.label.clone());
+        if let Some((hidden, earlier)) = sorted.hidden.first_key_value()
+            && let Some(rule) = label(hidden)
         {
             return Err(RuleError {
                 rule,
                 problem: RuleProblem::NeverApplies {
-                    earlier: earlier.iter().filter_map(label_of).collect(),
+                    earlier: earlier.iter().filter_map(label).collect(),
                 },
             });
         }
@@ -128,16 +125,13 @@ impl Rules {
             prefixes: Vec::new(),
             candidates: sorted.everyone,
         }];
-        groups.extend(
-            sorted
-                .groups
-                .into_iter()
-                .map(|(candidates, prefixes)| ClientGroup {
-                    name: group_name(&candidates, &reaches, &labels),
-                    prefixes: prefixes.into_iter().map(ClientPrefix::from).collect(),
-                    candidates,
-                }),
-        );
+        for (candidates, prefixes) in sorted.groups {
+            groups.push(ClientGroup {
+                name: group_name(candidates.iter().filter_map(|rule| rules.get(*rule))),
+                prefixes: prefixes.into_iter().map(ClientPrefix::from).collect(),
+                candidates,
+            });
+        }
         Ok(Self {
             rules,
             groups,
@@ -186,7 +180,7 @@ fn earliest(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
 }
 
 /// The rules' labels, of which no two look the same.
-fn label(configs: &[RuleConfig]) -> Result<Vec<RuleLabel>, RuleError> {
+fn labels(configs: &[RuleConfig]) -> Result<Vec<RuleLabel>, RuleError> {
     let labels: Vec<RuleLabel> = (1..)
         .zip(configs)
         .map(|(number, config)| RuleLabel {
@@ -211,31 +205,36 @@ fn label(configs: &[RuleConfig]) -> Result<Vec<RuleLabel>, RuleError> {
 }
 
 /// The rules that have prefixes make a group what it is.
-fn group_name(candidates: &[usize], reaches: &[Reach], labels: &[RuleLabel]) -> String {
+fn group_name<'a>(candidates: impl Iterator<Item = &'a Rule>) -> String {
     let names: Vec<String> = candidates
-        .iter()
-        .filter(|rule| reaches.get(**rule).is_some_and(|r| r.clients.is_some()))
-        .filter_map(|rule| labels.get(*rule).map(RuleLabel::short))
+        .filter(|rule| rule.clients.is_some())
+        .map(|rule| rule.label.short())
         .collect();
     names.join(" + ")
 }
 
-/// What one rule says by itself.
-fn read(
-    config: &RuleConfig,
-    mirrors: &[String],
-    locations: Option<&Locations>,
-) -> Result<(Bounds, Reach), RuleProblem> {
-    let bounds = Bounds::read(config, mirrors)?;
-    let when = match &config.when {
-        None => WeeklyTimes::always(),
-        Some(when) if when.days.is_empty() && when.hours.is_empty() => {
-            return Err(RuleProblem::EmptyWhen);
-        }
-        Some(when) => WeeklyTimes::new(&when.days, &when.hours, when.zone.clone()),
-    };
-    let clients = clients(config, locations)?;
-    Ok((bounds, Reach { clients, when }))
+impl Rule {
+    /// What one rule says by itself.
+    fn read(
+        config: &RuleConfig,
+        label: &RuleLabel,
+        mirrors: &[String],
+        locations: Option<&Locations>,
+    ) -> Result<Self, RuleProblem> {
+        let when = match &config.when {
+            None => WeeklyTimes::always(),
+            Some(when) if when.days.is_empty() && when.hours.is_empty() => {
+                return Err(RuleProblem::EmptyWhen);
+            }
+            Some(when) => WeeklyTimes::new(&when.days, &when.hours, when.zone.clone()),
+        };
+        Ok(Self {
+            label: label.clone(),
+            clients: clients(config, locations)?,
+            when,
+            bounds: Bounds::read(config, mirrors)?,
+        })
+    }
 }
 
 /// The clients that a rule has: those in its prefixes *and* at its places.
@@ -262,6 +261,7 @@ fn clients(
         (Some(prefixes), None) | (None, Some(prefixes)) => prefixes,
         (Some(from), Some(located)) => prefixes::intersection(&from, &located),
     };
+    let clients = prefixes::without_whole_families(clients);
     match clients.len() {
         0 => Err(RuleProblem::NoClients),
         found if found > MAX_PREFIXES => Err(RuleProblem::TooManyPrefixes {

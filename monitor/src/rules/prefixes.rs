@@ -52,6 +52,16 @@ fn subtract(prefix: IpNet, mut without: Vec<IpNet>, rest: &mut Vec<IpNet>) {
     }
 }
 
+/// Halves the prefixes of length 0. To the rewriter a diversion of these is as specific as one for
+/// everyone, so it couldn't tell which comes first.
+pub(super) fn without_whole_families(prefixes: Vec<IpNet>) -> Vec<IpNet> {
+    let halve = |prefix: IpNet| {
+        let length = prefix.prefix_len().max(1);
+        prefix.subnets(length).into_iter().flatten()
+    };
+    prefixes.into_iter().flat_map(halve).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! When a rule holds: days of the week and hours of the day, by the clock on the wall of some zone.
 //!
-//! The week is a circle of [`WEEK`] seconds of local time that begins on Monday at midnight, and the
-//! times at which a rule holds are spans on it. What counts is what the clock shows. So when it is put
+//! The week is a circle of seconds of local time that begins on Monday at midnight, and the times at
+//! which a rule holds are spans on it. What counts is what the clock shows. So when it is put
 //! forward, the hour that it leaves out never comes; when it is put back, the hour that it shows twice
 //! comes twice.
 
@@ -286,4 +286,241 @@ fn merge(mut spans: Vec<Range<u32>>) -> Vec<Range<u32>> {
         }
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::civil::Time;
+    use jiff::{SignedDuration, ToSpan};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn times(days: &[&str], hours: &[&str], zone: &str) -> WeeklyTimes {
+        let days: Vec<Days> = days.iter().map(|d| d.parse().unwrap()).collect();
+        let hours: Vec<Hours> = hours.iter().map(|h| h.parse().unwrap()).collect();
+        WeeklyTimes::new(&days, &hours, zone.parse().unwrap())
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect(text)
+    }
+
+    /// The moments at which it begins or ceases to be time, from one on.
+    fn changes(times: &WeeklyTimes, from: &str, count: usize) -> Vec<String> {
+        let next = |now: &Timestamp| times.next_change(*now);
+        std::iter::successors(next(&at(from)), next)
+            .take(count)
+            .map(|moment| {
+                let sign = if times.hold(moment) { '+' } else { '-' };
+                format!("{sign}{moment}")
+            })
+            .collect()
+    }
+
+    #[test]
+    fn hours_belong_to_the_day_on_which_they_begin() {
+        let friday_night = times(&["fri"], &["22:00-06:00"], "UTC");
+        assert_eq!(
+            changes(&friday_night, "2026-12-01T00:00:00Z", 4),
+            [
+                "+2026-12-04T22:00:00Z",
+                "-2026-12-05T06:00:00Z",
+                "+2026-12-11T22:00:00Z",
+                "-2026-12-12T06:00:00Z"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_week_has_no_seam() {
+        let sunday_night = times(&["sun"], &["22:00-06:00"], "UTC");
+        assert_eq!(
+            changes(&sunday_night, "2026-12-06T12:00:00Z", 2),
+            ["+2026-12-06T22:00:00Z", "-2026-12-07T06:00:00Z"]
+        );
+        let long_weekend = times(&["fri-mon"], &[], "UTC");
+        assert_eq!(
+            changes(&long_weekend, "2026-12-06T12:00:00Z", 2),
+            ["-2026-12-08T00:00:00Z", "+2026-12-11T00:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn clocks_that_are_put_forward_and_back_are_followed() {
+        // London puts its clocks forward on 29 March 2026 and back on 25 October, both at 01:00 UTC.
+        let office = times(&[], &["08:00-18:00"], "Europe/London");
+        assert_eq!(
+            changes(&office, "2026-03-28T12:00:00Z", 3),
+            [
+                "-2026-03-28T18:00:00Z",
+                "+2026-03-29T07:00:00Z",
+                "-2026-03-29T17:00:00Z"
+            ]
+        );
+        assert_eq!(
+            changes(&office, "2026-10-24T12:00:00Z", 3),
+            [
+                "-2026-10-24T17:00:00Z",
+                "+2026-10-25T08:00:00Z",
+                "-2026-10-25T18:00:00Z"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_hour_that_is_left_out_never_comes_and_one_that_is_shown_twice_comes_twice() {
+        let night = times(&[], &["01:30-02:30"], "Europe/London");
+        assert_eq!(
+            changes(&night, "2026-03-29T00:00:00Z", 2),
+            ["+2026-03-29T01:00:00Z", "-2026-03-29T01:30:00Z"],
+            "01:30 doesn't exist: it begins when the clock shows 02:00"
+        );
+        assert_eq!(
+            changes(&night, "2026-10-25T00:00:00Z", 4),
+            [
+                "+2026-10-25T00:30:00Z",
+                "-2026-10-25T01:00:00Z",
+                "+2026-10-25T01:30:00Z",
+                "-2026-10-25T02:30:00Z"
+            ],
+            "the clock shows 01:30 to 02:00 twice"
+        );
+        let gone = times(&["sun"], &["01:10-01:50"], "Europe/London");
+        assert_eq!(
+            changes(&gone, "2026-03-28T00:00:00Z", 1),
+            ["+2026-04-05T00:10:00Z"],
+            "a week later"
+        );
+    }
+
+    #[test]
+    fn a_leap_day_is_a_day() {
+        let tuesdays = times(&["tue"], &[], "Europe/London");
+        assert!(tuesdays.hold(at("2028-02-29T12:00:00Z")));
+        assert_eq!(
+            changes(&tuesdays, "2028-02-29T12:00:00Z", 1),
+            ["-2028-03-01T00:00:00Z"]
+        );
+        let wednesdays = times(&["wed"], &[], "UTC");
+        assert_eq!(
+            changes(&wednesdays, "2028-02-28T12:00:00Z", 1),
+            ["+2028-03-01T00:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn always_never_changes() {
+        let now = at("2026-12-01T12:00:00Z");
+        for always in [
+            WeeklyTimes::always(),
+            times(&["mon-sun"], &["00:00-24:00"], "Europe/London"),
+            times(
+                &["wed-tue"],
+                &["12:00-00:00", "00:00-12:00"],
+                "Europe/London",
+            ),
+        ] {
+            assert!(always.is_always() && always.hold(now), "{always:?}");
+            assert_eq!(always.next_change(now), None);
+        }
+    }
+
+    #[test]
+    fn the_end_of_time_is_no_trouble() {
+        let office = times(&[], &["08:00-18:00"], "Europe/London");
+        assert_eq!(office.next_change(Timestamp::MAX), None);
+        office.next_change(Timestamp::MIN);
+    }
+
+    #[test]
+    fn what_names_no_hours_is_refused() {
+        for text in [
+            "",
+            "-",
+            "08:00",
+            "8-18",
+            "24:00-08:00",
+            "08:00-24:01",
+            "08:60-10:00",
+            "08:00-1:0",
+            "+8:00-10:00",
+            "08:00-18:00-20:00",
+            "008:00-10:00",
+        ] {
+            assert_eq!(
+                text.parse::<Hours>(),
+                Err(HoursError::Form(text.to_owned()))
+            );
+        }
+    }
+
+    /// Whether it is time, told from the clock alone.
+    fn by_the_clock(days: &[Weekday], hours: &[(i8, i8)], zone: &TimeZone, now: Timestamp) -> bool {
+        let local = zone.to_datetime(now);
+        let quarter = |quarters: i8| Time::constant(quarters / 4, quarters % 4 * 15, 0, 0);
+        let (today, yesterday) = (local.weekday(), local.weekday().previous());
+        hours.iter().any(|(start, end)| {
+            let (begun, over) = (
+                local.time() >= quarter(*start),
+                local.time() >= quarter(*end),
+            );
+            if start < end {
+                days.contains(&today) && begun && !over
+            } else {
+                days.contains(&today) && begun || days.contains(&yesterday) && !over
+            }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Around clock changes of an hour and of half an hour, minute by minute, for nine days.
+        #[test]
+        fn every_change_is_found_and_no_other(
+            zone in prop::sample::select(vec![
+                "Europe/London", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "UTC",
+            ]),
+            start in prop::sample::select(vec![
+                "2026-02-13T00:00:00Z", "2026-03-05T00:00:00Z", "2026-03-24T00:00:00Z",
+                "2026-04-01T00:00:00Z", "2026-10-01T00:00:00Z", "2026-10-21T00:00:00Z",
+                "2028-02-27T00:00:00Z",
+            ]),
+            days in prop::collection::vec(0i8..7, 1..4),
+            hours in prop::collection::vec(
+                (0i8..96, 0i8..96).prop_filter("not empty", |(start, end)| start != end), 1..3),
+        ) {
+            let weekdays: Vec<Weekday> =
+                days.iter().map(|d| Weekday::from_monday_zero_offset(*d).unwrap()).collect();
+            let ranges: Vec<Days> =
+                weekdays.iter().map(|day| Days { first: *day, last: *day }).collect();
+            let spans: Vec<Hours> = hours
+                .iter()
+                .map(|(start, end)| {
+                    let text = |quarters: i8| format!("{}:{:02}", quarters / 4, quarters % 4 * 15);
+                    format!("{}-{}", text(*start), text(*end)).parse().unwrap()
+                })
+                .collect();
+            let zone: Zone = zone.parse().unwrap();
+            let times = WeeklyTimes::new(&ranges, &spans, zone.clone());
+            let expected = |now| by_the_clock(&weekdays, &hours, &zone.0, now);
+
+            let mut now = at(start);
+            let end = now + (9 * 24).hours();
+            let mut holds = expected(now);
+            let mut announced = times.next_change(now);
+            while now < end {
+                prop_assert_eq!(times.hold(now), holds, "at {}", now);
+                now += SignedDuration::from_mins(1);
+                if expected(now) != holds {
+                    prop_assert_eq!(announced, Some(now));
+                    holds = !holds;
+                    announced = times.next_change(now);
+                } else {
+                    prop_assert_ne!(announced, Some(now));
+                }
+            }
+        }
+    }
 }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "in a test, that is how to fail")]
 #![allow(dead_code, reason = "no test uses all of it")]
 
+pub mod programs;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -40,12 +42,17 @@ pub fn target(address: SocketAddr, checks: Vec<CheckConfig>) -> Target {
     }
 }
 
-/// What the check that `text` configures finds of the mirror at `address`.
+/// What the check that `text` configures finds of the mirror at `address`. Without a timeout of its own
+/// it has long, because the machine may be busy.
 pub async fn find(address: SocketAddr, text: &str) -> Finding {
     let (sender, mut reports) = mpsc::channel(10);
     let mut config = config(text);
     // The first comes at once, because we ask for it, and then none for long.
-    config.interval = Duration::from_secs(3600);
+    config.interval = Duration::from_hours(24);
+    config.fall = 1;
+    if !text.contains("timeout") {
+        config.timeout = PATIENCE;
+    }
     let limit = config.timeout;
     let checks = Checks::start(vec![target(address, vec![config])], sender).unwrap();
     checks.hurry(0, limit);

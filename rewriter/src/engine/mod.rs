@@ -22,6 +22,7 @@ mod counters;
 mod fragments;
 mod icmp_error;
 mod identification;
+mod liveness;
 mod measure;
 mod notice;
 mod ownership;
@@ -46,6 +47,7 @@ use rand::rngs::StdRng;
 pub use crate::table::FETCHED_AT_ONCE;
 pub use alert::Alert;
 pub use counters::{Counters, DropReason};
+pub use liveness::MirrorSigns;
 pub use ownership::Ownership;
 pub use reassembly::{Limits, TIMEOUT_V4, TIMEOUT_V6};
 pub use redirect::{Redirect, RedirectOutcome, Sweep};
@@ -579,6 +581,7 @@ impl Engine {
             return Verdict::Dropped(DropReason::NoConnection);
         };
         let before = connection.state;
+        liveness::note(totals, direction, tcp.as_ref(), now);
         match &tcp {
             Some(segment) => {
                 measure::segment(connection, totals, direction, segment, now);

@@ -45,7 +45,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
 use ahash::RandomState;
-use control_protocol::{Fallback, Release};
+use control_protocol::{Fallback, MirrorAddress, Release};
 
 pub use obstacle::Obstacle;
 
@@ -134,6 +134,8 @@ enum Timer {
 struct Move {
     redirect: u64,
     orders: SpliceOrders,
+    /// It leaves this mirror although that may be one of the diversion's still.
+    leaves: Option<MirrorAddress>,
     deadline: Time,
     phase: Phase,
 }
@@ -276,6 +278,7 @@ impl Engine {
             Move {
                 redirect: redirect.id,
                 orders,
+                leaves: redirect.leaves(),
                 deadline,
                 phase: Phase::Waiting,
             },

@@ -9,7 +9,7 @@
 mod csv;
 mod mmdb;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
@@ -79,7 +79,7 @@ pub enum LocationsError {
         /// Why.
         source: maxminddb::MaxMindDbError,
     },
-    /// A database's tree has more leaves than nodes for them.
+    /// A database's search tree isn't one: there are several ways to the same node.
     #[error("{path}: the search tree is damaged")]
     NotATree {
         /// The file.
@@ -148,6 +148,26 @@ impl Locations {
         }
     }
 
+    /// What was found of the wanted places, all by their names in lower case. Of the known names the
+    /// suggestions are made for those of which nothing was found.
+    fn new<'a>(
+        wanted: BTreeSet<String>,
+        found: BTreeMap<String, Vec<IpNet>>,
+        known: impl IntoIterator<Item = &'a str> + Clone,
+    ) -> Self {
+        let mut locations = Self::default();
+        for name in wanted {
+            if let Some(prefixes) = found.get(&name) {
+                let joined = IpNet::aggregate(prefixes);
+                locations.prefixes.insert(name, joined);
+            } else {
+                let suggestion = Suggestion::closest(&name, known.clone());
+                locations.suggestions.insert(name, suggestion);
+            }
+        }
+        locations
+    }
+
     /// The prefixes of the clients at a place.
     pub(super) fn find(&self, location: &str) -> Result<&[IpNet], RuleProblem> {
         let folded = location.to_lowercase();
@@ -180,4 +200,56 @@ fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, LocationsError> {
         return Err(LocationsError::TooLong { path: name(), most });
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        Locations::read(path, ["EU"])
+            .expect_err("no table")
+            .to_string()
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("missing.csv");
+        assert!(refusal(&missing).ends_with("missing.csv: No such file or directory (os error 2)"));
+        assert!(refusal(directory.path()).ends_with(": not a file"));
+        assert_eq!(refusal(Path::new("/dev/zero")), "/dev/zero: not a file");
+        let pipe = directory.path().join("pipe.csv");
+        mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        assert!(refusal(&pipe).ends_with("pipe.csv: not a file"));
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_refused() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"10.0.0.0/8,EU\n").unwrap();
+        assert!(read_bounded(file.path(), 14).is_ok());
+        let error = read_bounded(file.path(), 13)
+            .expect_err("one byte more")
+            .to_string();
+        assert!(error.ends_with(": more than 13 bytes"), "{error}");
+    }
+
+    #[test]
+    fn the_name_of_the_file_tells_its_kind() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name| {
+            let path = directory.path().join(name);
+            fs::write(&path, "10.0.0.0/8,EU\n").unwrap();
+            path
+        };
+        let table = Locations::read(&write("clients.csv"), ["EU"]).unwrap();
+        assert_eq!(table.find("eu").unwrap(), ["10.0.0.0/8".parse().unwrap()]);
+        assert!(refusal(&write("clients.MMDB")).contains("MaxMind"));
+    }
 }

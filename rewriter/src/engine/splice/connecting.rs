@@ -7,6 +7,7 @@ use control_protocol::Protocol;
 
 use super::joined::{Joined, acknowledge, has_timestamps, scales};
 use super::{Connecting, Held, Move, Obstacle, Phase, Stray, Timer};
+use crate::engine::redirect::is_on;
 use crate::engine::segment::Segment;
 use crate::engine::{Engine, Outgoing, Time, Verdict, is_taken, reset};
 use crate::packet::{Packet, TcpOffer, TcpSegment, Timestamps};
@@ -26,11 +27,10 @@ impl Engine {
         let Some(connection) = self.connections.get(slot).copied() else {
             return false;
         };
-        let force = self
-            .splices
-            .moves
-            .get(&slot)
-            .is_some_and(|mv| mv.orders.force);
+        let Some(mv) = self.splices.moves.get(&slot) else {
+            return false;
+        };
+        let (force, leaves) = (mv.orders.force, mv.leaves);
         if let Some(obstacle) = Obstacle::of(connection.talk).filter(|_| !force) {
             self.refuse_move(slot, &connection, obstacle, now);
             return false;
@@ -44,12 +44,13 @@ impl Engine {
                 client_side.service,
                 Protocol::Tcp,
             )
-            .filter(|diversion| !diversion.has_mirror(client_side.service, old.mirror));
+            .filter(|diversion| {
+                leaves.is_some() || !diversion.has_mirror(client_side.service, old.mirror)
+            });
         let picked = diversion.and_then(|diversion| {
-            Some((
-                diversion.id,
-                diversion.pick(client_side.service, &mut self.random)?,
-            ))
+            let is_left = |mirror| leaves.is_some_and(|from| is_on(mirror, &from));
+            let mirror = diversion.pick_but(client_side.service, is_left, &mut self.random)?;
+            Some((diversion.id, mirror))
         });
         let Some((diversion, mirror)) = picked else {
             // It was diverted otherwise meanwhile.
