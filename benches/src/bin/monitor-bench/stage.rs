@@ -95,11 +95,10 @@ fn monitor_configuration(lab: &Lab, watch: Watch) -> Option<String> {
     const SETTINGS: &str = "interval = \"1s\"
 improvement = 10
 settle = \"5s\"
-min_mirrors = 1
-slow_start = \"10s\"
+slow-start = \"10s\"
 ";
-    const LIVENESS: &str = "[liveness]
-interval = \"100ms\"
+    const NO_SIGNS: &str = "[liveness]
+enabled = false
 ";
     const CHECK: &str = "kind = \"http\"
 path = \"/health\"
@@ -109,8 +108,8 @@ rise = 2
 fall = 2";
     let liveness = match watch {
         Watch::None => return None,
-        Watch::Checks => "",
-        Watch::Signs => LIVENESS,
+        Watch::Checks => NO_SIGNS,
+        Watch::Signs => "",
     };
     Some(configuration(
         lab,
