@@ -6,6 +6,8 @@
 #   scripts/bench.sh ARGUMENTS…       what shunt-bench --help says, e.g. --workload udp-1 --rounds 3
 #   scripts/bench.sh splice           what moving live connections costs them, into docs/results/ (8 minutes)
 #   scripts/bench.sh splice ARGUMENTS…    what splice-bench --help says
+#   scripts/bench.sh monitor          what the monitor is worth to clients, into docs/results/ (half an hour)
+#   scripts/bench.sh monitor ARGUMENTS…   what monitor-bench --help says
 #   scripts/bench.sh memory           the engine in memory, by criterion
 #   scripts/bench.sh instructions     how many instructions a packet takes, by callgrind
 #
@@ -52,11 +54,11 @@ esac
 ((EUID == 0)) || die "only root may lay out networks: run as root"
 ensure_packages "${PACKAGES[@]}"
 [[ -e $STREAM_MODULE ]] || ensure_packages "no-such-command:libnginx-mod-stream"
-cargo build --release --locked -p rewriter -p control-cli -p benches
+cargo build --release --locked -p rewriter -p control-cli -p monitor -p scenarios -p benches
 trap '"$ROOT/scripts/topology.sh" sweep' EXIT
 program=shunt-bench
-if [[ ${1:-} == splice ]]; then
-    program=splice-bench
+if [[ ${1:-} =~ ^(splice|monitor)$ ]]; then
+    program=$1-bench
     shift
 fi
 (($#)) || set -- --out docs/results

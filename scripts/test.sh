@@ -51,7 +51,7 @@ stage_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings;
 
 # The scenarios run the daemon as it is shipped; everything else is quicker without optimisation.
 stage_build() {
-    cargo build --release --locked -p rewriter -p control-cli
+    cargo build --release --locked -p rewriter -p control-cli -p monitor
     cargo test --workspace --locked --no-run
 }
 
@@ -99,15 +99,17 @@ stage_bench() {
     fi
     scripts/bench.sh --quick
     scripts/bench.sh splice --quick
+    scripts/bench.sh monitor --quick
 }
 
 stage_scenarios() {
     local target name status=0
     need_captures
     target=$(realpath -m "${CARGO_TARGET_DIR:-$ROOT/target}")
-    cargo build --release --locked -p rewriter -p control-cli
+    cargo build --release --locked -p rewriter -p control-cli -p monitor
     cargo test --locked -p scenarios --no-run
     export SHUNTD=$target/release/shuntd SHUNTCTL=$target/release/shuntctl
+    export SHUNT_MONITOR_BIN=$target/release/shunt-monitor
     # Not local: they are needed when this stage's subshell ends.
     first=$(mktemp) again=$(mktemp)
     trap 'rm -f "$first" "$again"' EXIT
@@ -134,7 +136,7 @@ stage_scenarios() {
 
 # run_scenarios ARGUMENTS…: all of them, or those that the test runner's arguments name.
 run_scenarios() {
-    as_root env SHUNTD="$SHUNTD" SHUNTCTL="$SHUNTCTL" \
+    as_root env SHUNTD="$SHUNTD" SHUNTCTL="$SHUNTCTL" SHUNT_MONITOR_BIN="$SHUNT_MONITOR_BIN" \
         cargo test --locked -p scenarios --no-fail-fast -- "$@"
 }
 

@@ -25,6 +25,7 @@
 //! the CLI and the monitor are found by the environment variables `SHUNTD`, `SHUNTCTL` and
 //! `SHUNT_MONITOR_BIN`, or where cargo puts them beside the running test.
 
+pub mod analysis;
 mod busy_server;
 mod capture;
 pub mod craft;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use control_protocol::{Decision, DecisionsResult, MirrorState, MirrorsResult};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
@@ -133,6 +134,21 @@ impl<'lab> ShuntMonitor<'lab> {
     pub fn ask<T: DeserializeOwned>(&self, words: &str) -> T {
         let text = self.ctl(&format!("{words} --json")).success();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{words}: {error}: {text}"))
+    }
+
+    /// What it has decided, the earliest first.
+    #[track_caller]
+    pub fn decisions(&self) -> Vec<Decision> {
+        self.ask::<DecisionsResult>("decisions --limit 1000")
+            .decisions
+    }
+
+    /// What it thinks of a mirror.
+    #[track_caller]
+    pub fn mirror(&self, name: &str) -> MirrorState {
+        let mirrors = self.ask::<MirrorsResult>("mirrors").mirrors;
+        let found = mirrors.into_iter().find(|mirror| mirror.name == name);
+        found.unwrap_or_else(|| panic!("the monitor knows no mirror {name}"))
     }
 
     /// Its process.

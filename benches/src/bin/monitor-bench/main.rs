@@ -1,7 +1,6 @@
 //! What the monitor is worth to clients: response times under steady load on mirrors whose capacity changes, and
 //! what clients suffer when a mirror dies, is cut off, or gets slow; with the monitor and without, in turns.
 
-mod analysis;
 mod picture;
 mod report;
 mod stage;

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::analysis::Times;
+use scenarios::analysis::Times;
+
 use crate::report::SteadyCell;
 use crate::stage::{TIMEOUT_MS, Watch};
 use crate::steady::{Run, SLOWER};

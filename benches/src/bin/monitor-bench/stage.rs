@@ -1,12 +1,10 @@
 //! What all measurements take place on: three busy servers, a rewriter before them, and a monitor or none.
 
 use clap::ValueEnum;
-use control_protocol::Service;
 use scenarios::monitor::configuration;
 use scenarios::{
     BusyServer, CLIENTS, Lab, MIRROR1, MIRROR2, MIRROR3, SERVICE, ShuntMonitor, Shuntd,
 };
-use serde_json::Value;
 
 /// How a request may take at the most, in milliseconds.
 pub const TIMEOUT_MS: f64 = 2000.0;
@@ -86,17 +84,10 @@ impl Stage<'_> {
 
     /// How many decisions the monitor has made that instructed a rewriter.
     pub fn decisions(&self) -> usize {
-        let service: Service = format!("{SERVICE}:80/tcp").parse().expect("a service");
-        let instructs = |decision: &&Value| {
-            decision["instructions"]
-                .as_array()
-                .is_some_and(|instructions| !instructions.is_empty())
-        };
-        self.monitor.as_ref().map_or(0, |monitor| {
-            let answer: Value = monitor.ask(&format!("decisions --limit 1000 --service {service}"));
-            let decisions = answer["decisions"].as_array();
-            decisions.map_or(0, |decisions| decisions.iter().filter(instructs).count())
-        })
+        let decisions = self.monitor.iter().flat_map(ShuntMonitor::decisions);
+        decisions
+            .filter(|decision| !decision.instructions.is_empty())
+            .count()
     }
 }
 
@@ -104,11 +95,10 @@ fn monitor_configuration(lab: &Lab, watch: Watch) -> Option<String> {
     const SETTINGS: &str = "interval = \"1s\"
 improvement = 10
 settle = \"5s\"
-min_mirrors = 1
-slow_start = \"10s\"
+slow-start = \"10s\"
 ";
-    const LIVENESS: &str = "[liveness]
-interval = \"100ms\"
+    const NO_SIGNS: &str = "[liveness]
+enabled = false
 ";
     const CHECK: &str = "kind = \"http\"
 path = \"/health\"
@@ -118,8 +108,8 @@ rise = 2
 fall = 2";
     let liveness = match watch {
         Watch::None => return None,
-        Watch::Checks => "",
-        Watch::Signs => LIVENESS,
+        Watch::Checks => NO_SIGNS,
+        Watch::Signs => "",
     };
     Some(configuration(
         lab,

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
+use scenarios::analysis::Times;
 use scenarios::load::{Load, Request};
 
-use crate::analysis::Times;
 use crate::stage::{Stage, TIMEOUT_MS, Watch};
 
 /// The workers of each mirror.

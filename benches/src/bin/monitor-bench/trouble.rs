@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueEnum;
+use scenarios::analysis::{failed_after, left, recovered};
 use scenarios::load::{Load, monotonic_us};
 
-use crate::analysis::{failed_after, left, recovered};
 use crate::stage::{Stage, Watch};
 
 /// Connections that stay open.

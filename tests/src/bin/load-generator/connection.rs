@@ -203,3 +203,162 @@ async fn first_line(body: impl Body<Data = Bytes, Error = hyper::Error>) -> Resu
     let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or(&[]);
     Ok(String::from_utf8_lossy(line).trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rand::SeedableRng;
+    use scenarios::load::Summary;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::pace::Thinking;
+
+    const GOOD: &str = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nmirror 1\n";
+    const BAD: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbad\n";
+    const HALF: &str = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nmirr";
+
+    /// What a server does with each request.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Server {
+        /// Answers so, and stays open.
+        Says(&'static str),
+        /// Answers so, and closes the connection without having said that it would.
+        SaysAndCloses(&'static str),
+        /// Hears a request, and closes.
+        Closes,
+        /// Says nothing.
+        IsSilent,
+        /// Closes at once, before anything is asked.
+        Hates,
+    }
+
+    async fn serve(server: Server, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut buffer = [0; 4096];
+        if server == Server::Hates {
+            return stream.shutdown().await;
+        }
+        while stream.read(&mut buffer).await? > 0 {
+            match server {
+                Server::Says(text) => stream.write_all(text.as_bytes()).await?,
+                Server::SaysAndCloses(text) => {
+                    stream.write_all(text.as_bytes()).await?;
+                    break;
+                }
+                Server::Closes | Server::Hates => break,
+                Server::IsSilent => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// One connection, asking such a server for a fifth of a second with pauses of 5 ms.
+    async fn ask(server: Option<Server>) -> Summary {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let tally = Rc::new(RefCell::new(Tally::new(None).unwrap()));
+        let plan = Plan {
+            to,
+            path: Uri::from_static("/"),
+            timeout: Duration::from_millis(60),
+            retry: Duration::from_millis(5),
+            requests_per_connection: None,
+        };
+        let end = Instant::now() + Duration::from_millis(200);
+        let connection = Connection {
+            plan: Rc::new(plan),
+            number: 0,
+            source: Some(IpAddr::from([127, 0, 0, 3])),
+            pace: Pace::Closed(Rc::new(Thinking::new(Duration::from_millis(5), end))),
+            tally: tally.clone(),
+            random: SmallRng::seed_from_u64(1),
+        };
+        let tasks = LocalSet::new();
+        match server {
+            Some(server) => {
+                tasks.spawn_local(async move {
+                    while let Ok((stream, from)) = listener.accept().await {
+                        assert_eq!(from.ip(), IpAddr::from([127, 0, 0, 3]));
+                        spawn_local(serve(server, stream));
+                    }
+                });
+            }
+            None => drop(listener),
+        }
+        tasks.run_until(connection.run()).await.unwrap();
+        drop(tasks);
+        Rc::into_inner(tally)
+            .unwrap()
+            .into_inner()
+            .finish(1)
+            .unwrap()
+    }
+
+    /// All requests ended in one way, and there were some.
+    #[track_caller]
+    fn assert_all(summary: &Summary, ending: Ending) {
+        assert!(summary.requests > 1, "{summary:?}");
+        if ending == Ending::Answered {
+            assert_eq!(summary.failed, 0, "{summary:?}");
+        } else {
+            let only = BTreeMap::from([(ending, summary.requests)]);
+            assert_eq!(summary.failures, only, "{summary:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_good_server_is_asked_on_one_connection() {
+        let summary = ask(Some(Server::Says(GOOD))).await;
+        assert_all(&summary, Ending::Answered);
+        assert_eq!((summary.opened, summary.closed_idle), (1, 0));
+        assert_eq!(summary.servers["mirror 1"], summary.answered);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_while_nothing_was_asked_fails_nothing() {
+        let summary = ask(Some(Server::SaysAndCloses(GOOD))).await;
+        assert_all(&summary, Ending::Answered);
+        assert_eq!(summary.opened, summary.answered, "{summary:?}");
+        assert_eq!(summary.closed_idle, summary.answered - 1, "{summary:?}");
+    }
+
+    #[tokio::test]
+    async fn a_request_without_a_whole_answer_has_failed() {
+        for server in [Server::Closes, Server::SaysAndCloses(HALF)] {
+            let summary = ask(Some(server)).await;
+            assert_all(&summary, Ending::InFlight);
+            assert_eq!(summary.opened, summary.requests, "{summary:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_say_that_it_failed_and_keep_its_connection() {
+        let summary = ask(Some(Server::Says(BAD))).await;
+        assert_all(&summary, Ending::BadStatus);
+        assert_eq!(summary.opened, 1);
+        assert!(summary.servers.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_is_silent_or_half_silent_runs_out_of_time() {
+        for server in [Server::IsSilent, Server::Says(HALF)] {
+            let summary = ask(Some(server)).await;
+            assert_all(&summary, Ending::Timeout);
+            assert_eq!(summary.opened, summary.requests, "{summary:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there() {
+        let summary = ask(None).await;
+        assert_all(&summary, Ending::NoConnection);
+        assert_eq!(summary.opened, 0);
+        // One that closes whatever is opened isn't asked for ever.
+        let summary = ask(Some(Server::Hates)).await;
+        assert!(summary.failed > 1 && summary.answered == 0, "{summary:?}");
+        assert!(summary.opened <= summary.requests * CLOSED_AT_ONCE as u64);
+    }
+}

@@ -2,15 +2,20 @@
 //!
 //! Times are in milliseconds since the load began.
 
-use scenarios::load::{Ending, Request};
+use crate::load::{Ending, Request};
 
 /// How long requests took, and how many there were.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Times {
+    /// Half of them took no longer than this, in milliseconds.
     pub p50: f64,
+    /// All but a hundredth did.
     pub p99: f64,
+    /// In milliseconds.
     pub mean: f64,
+    /// All of them.
     pub count: usize,
+    /// Those of them that failed.
     pub failed: usize,
 }
 
