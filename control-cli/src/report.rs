@@ -568,6 +568,7 @@ fn counts(counters: &Counters, reasons: &[&str]) -> Vec<(String, Cell)> {
         ("created", counters.created),
         ("expired", counters.expired),
         ("evicted", counters.evicted),
+        ("retried", counters.retried),
         ("moved", counters.moved),
         ("reset", counters.reset),
     ] {

@@ -405,6 +405,9 @@ pub struct Counters {
     /// Connections that were forgotten early to make room: ended ones, and ones that were never
     /// answered.
     pub evicted: u64,
+    /// Connections that a mirror refused, and that were tried at another without the client's noticing.
+    #[serde(default)]
+    pub retried: u64,
     /// Connections that were moved to another mirror.
     pub moved: u64,
     /// Connections that were ended with a reset.
@@ -428,6 +431,7 @@ impl Counters {
         self.created = self.created.saturating_add(other.created);
         self.expired = self.expired.saturating_add(other.expired);
         self.evicted = self.evicted.saturating_add(other.evicted);
+        self.retried = self.retried.saturating_add(other.retried);
         self.moved = self.moved.saturating_add(other.moved);
         self.reset = self.reset.saturating_add(other.reset);
         for (reason, count) in &other.drops {
@@ -507,8 +511,9 @@ mod tests {
             created: base + 13,
             expired: base + 14,
             evicted: base + 15,
-            moved: base + 16,
-            reset: base + 17,
+            retried: base + 16,
+            moved: base + 17,
+            reset: base + 18,
             drops: drops
                 .iter()
                 .map(|(reason, count)| ((*reason).to_owned(), *count))
@@ -539,8 +544,9 @@ mod tests {
                 created: 126,
                 expired: 128,
                 evicted: 130,
-                moved: 132,
-                reset: 134,
+                retried: 132,
+                moved: 134,
+                reset: 136,
                 drops: [("malformed", 3), ("no_room", 0), ("expired", 5)]
                     .map(|(reason, count)| (reason.to_owned(), count))
                     .into(),

@@ -324,6 +324,7 @@ fn counters_have_a_column_for_each_worker() {
     created                        5007         7      5000
     expired                           0         0         0
     evicted                           0         0         0
+    retried                           0         0         0
     moved                             0         0         0
     reset                             0         0         0
     drops.no_route                    2         0         2

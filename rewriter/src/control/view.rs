@@ -136,6 +136,7 @@ pub(super) fn counters(report: &Report) -> Counters {
         created: counted.created,
         expired: counted.expired,
         evicted: counted.evicted,
+        retried: counted.retried,
         moved: counted.moved,
         reset: counted.reset,
         drops,

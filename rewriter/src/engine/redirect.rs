@@ -229,7 +229,7 @@ impl Engine {
         self.counters.reset += 1;
     }
 
-    /// Gives a connection another mirror, and another proxy port if its own is taken there.
+    /// Gives a connection another mirror. `false`: no proxy port is left there.
     fn move_one(
         &mut self,
         slot: Slot,
@@ -238,6 +238,22 @@ impl Engine {
         diversion: DiversionId,
         now: Time,
     ) -> bool {
+        let Some(side) = self.take_side(connection, mirror, now) else {
+            return false;
+        };
+        self.switch(slot, connection, side, diversion);
+        self.counters.moved += 1;
+        true
+    }
+
+    /// Takes a place at another mirror for a connection: with the proxy port that it has, or with another
+    /// if that is taken there. `None`: none is left.
+    pub(super) fn take_side(
+        &mut self,
+        connection: &Connection,
+        mirror: Endpoint,
+        now: Time,
+    ) -> Option<MirrorSide> {
         let protocol = connection.protocol();
         let old = *connection.mirror_side();
         let is_taken =
@@ -246,23 +262,28 @@ impl Engine {
             proxy: old.proxy,
             mirror,
         };
-        let new = if self.pool.take_same(protocol, &same_port, is_taken) {
-            same_port
-        } else {
-            let client = connection.client_side().client;
-            match self.take_proxy(protocol, client, mirror, now) {
-                Ok(side) => side,
-                Err(_) => return false,
-            }
-        };
-        self.connections.move_to(slot, new);
-        self.pool.give_back(slot, protocol, &old);
-        let aggregate = self.change_aggregate(connection, diversion, mirror);
+        if self.pool.take_same(protocol, &same_port, is_taken) {
+            return Some(same_port);
+        }
+        let client = connection.client_side().client;
+        self.take_proxy(protocol, client, mirror, now).ok()
+    }
+
+    /// Moves a connection to a place at another mirror that was taken for it.
+    pub(super) fn switch(
+        &mut self,
+        slot: Slot,
+        connection: &Connection,
+        side: MirrorSide,
+        diversion: DiversionId,
+    ) {
+        let old = *connection.mirror_side();
+        self.connections.move_to(slot, side);
+        self.pool.give_back(slot, connection.protocol(), &old);
+        let aggregate = self.change_aggregate(connection, diversion, side.mirror);
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.aggregate = aggregate;
         }
-        self.counters.moved += 1;
-        true
     }
 }
 

@@ -50,7 +50,11 @@ pub(super) fn follow(
 
 /// Whether the receiver may believe this reset. One that it can't believe goes through to it all the
 /// same, but says nothing about the connection (the concern of RFC 5961, section 3).
-fn can_be_right(reset: &TcpSegment, sender: &TcpProgress, receiver: &TcpProgress) -> bool {
+pub(super) fn can_be_right(
+    reset: &TcpSegment,
+    sender: &TcpProgress,
+    receiver: &TcpProgress,
+) -> bool {
     if !sender.has(TcpProgress::BEGUN) {
         // The answer to a SYN (RFC 9293, section 3.10.7.3): it must acknowledge just that.
         return reset.has(TcpSegment::ACK) && reset.acknowledgement == receiver.sent;
@@ -80,6 +84,7 @@ fn note(sender: &mut TcpProgress, packet: &Packet<'_>, segment: &TcpSegment) {
         sender.set(TcpProgress::SACK, offer.sack);
         sender.set(TcpProgress::TIMESTAMPS, offer.timestamps.is_some());
         sender.timestamp = offer.timestamps.map_or(0, |timestamps| timestamps.value);
+        sender.window = segment.window;
     } else {
         sender.sent = later(sender.sent, segment.next_sequence());
         if sender.has(TcpProgress::TIMESTAMPS)

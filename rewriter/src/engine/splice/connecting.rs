@@ -102,9 +102,6 @@ impl Engine {
     /// The SYN that introduces the client to a new mirror, with the options that the connection has.
     fn introduction(&self, connection: &Connection, side: &MirrorSide) -> Segment {
         let (client, mirror) = (&connection.client, &connection.mirror);
-        // What a segment has besides its data, without options.
-        let headers = if side.proxy.address.is_v4() { 40 } else { 60 };
-        let limit = self.mss_clamp.map(|mtu| mtu.saturating_sub(headers));
         let window = u32::from(client.window) << scales(connection).from;
         Segment {
             source: side.proxy,
@@ -114,9 +111,7 @@ impl Engine {
             flags: TcpSegment::SYN,
             window: window.min(u16::MAX.into()) as u16,
             offer: TcpOffer {
-                segment_size: (client.segment_size > 0).then(|| {
-                    limit.map_or(client.segment_size, |limit| limit.min(client.segment_size))
-                }),
+                segment_size: self.announced_size(client, side),
                 window_scale: mirror.window_scale().and(client.window_scale()),
                 sack: client.has(TcpProgress::SACK) && mirror.has(TcpProgress::SACK),
                 timestamps: has_timestamps(connection).then_some(Timestamps {
