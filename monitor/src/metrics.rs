@@ -5,6 +5,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -18,8 +20,6 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -60,9 +60,8 @@ pub async fn serve(address: SocketAddr, board: Board) -> io::Result<()> {
                 let served = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .serve_connection(TokioIo::new(stream), answer);
-                match timeout(PATIENCE, served).await {
-                    Ok(Err(error)) => debug!("a client of the metrics: {error}"),
-                    Ok(Ok(())) | Err(_) => {}
+                if let Ok(Err(error)) = timeout(PATIENCE, served).await {
+                    debug!("a client of the metrics: {error}");
                 }
                 drop(place);
             });

@@ -176,7 +176,6 @@ fn undone(decisions: &[Decision], settle: Duration) -> Vec<String> {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "the table is what it is for")]
 fn two_weeks() {
     println!(
         "| seed | mean response | best in hindsight | equal shares | ÷ best | ÷ equal | moves an hour |"

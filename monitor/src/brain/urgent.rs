@@ -61,7 +61,8 @@ impl Brain {
         let is_known = standings().all(|standing| standing != Standing::Unknown);
         let has_waited = now.saturating_sub(mind.met.unwrap_or(now)) >= FIRST_CHECKS;
         let is_any_usable = standings().any(|standing| standing == Standing::Usable);
-        if !is_known && !(has_waited && is_any_usable) {
+        let may_start = is_known || has_waited && is_any_usable;
+        if !may_start {
             return None;
         }
         let mut problem = self.problem(service);
