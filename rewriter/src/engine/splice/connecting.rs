@@ -106,7 +106,9 @@ impl Engine {
         Segment {
             source: side.proxy,
             destination: side.mirror,
-            sequence: client.sent.wrapping_sub(1),
+            // Just before what the new mirror gets first: the client's next byte, or the first that the old
+            // one hasn't acknowledged.
+            sequence: mirror.acknowledged.wrapping_sub(1),
             acknowledgement: None,
             flags: TcpSegment::SYN,
             window: window.min(u16::MAX.into()) as u16,
@@ -155,8 +157,15 @@ impl Engine {
         let Some(connection) = self.connections.get(slot).copied() else {
             return;
         };
-        let answers_syn =
-            segment.has(TcpSegment::ACK) && segment.acknowledgement == connection.client.sent;
+        let Some(Move {
+            phase: Phase::Connecting(connecting),
+            ..
+        }) = self.splices.moves.get(&slot)
+        else {
+            return;
+        };
+        let first = connecting.syn.sequence.wrapping_add(1);
+        let answers_syn = segment.has(TcpSegment::ACK) && segment.acknowledgement == first;
         if segment.has(TcpSegment::RST) {
             if answers_syn {
                 self.fail(slot, Obstacle::MirrorRefused, now);
