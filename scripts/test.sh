@@ -25,7 +25,7 @@ PACKAGES=(
     ss:iproute2 shellcheck:shellcheck traceroute:traceroute tracepath:iputils-tracepath mtr:mtr-tiny
     sshd:openssh-server ssh:openssh-client redis-server:redis-server redis-cli:redis-tools
     openssl:openssl nfs-cp:libnfs-utils ganesha.nfsd:nfs-ganesha-vfs rpcbind:rpcbind tc:iproute2
-    websocketd:websocketd aiosmtpd:python3-aiosmtpd
+    websocketd:websocketd aiosmtpd:python3-aiosmtpd faketime:faketime
 )
 
 # as_root COMMAND…: as we are when root, otherwise inside a user namespace.

@@ -301,25 +301,6 @@ impl Host {
         socket
     }
 
-    /// Cuts the host off: from now on no packet comes or goes, and nobody is told.
-    #[track_caller]
-    pub fn cut_off(&self) {
-        self.shell(
-            "nft add table inet cut
-             nft add chain inet cut in '{ type filter hook prerouting priority -300; }'
-             nft add chain inet cut out '{ type filter hook postrouting priority 300; }'
-             nft add rule inet cut in iifname eth0 drop
-             nft add rule inet cut out oifname eth0 drop",
-        )
-        .success();
-    }
-
-    /// Undoes [`Host::cut_off`].
-    #[track_caller]
-    pub fn reconnect(&self) {
-        self.run("nft delete table inet cut").success();
-    }
-
     /// Waits until something on this host listens at `port`, of `protocol` `tcp` or `udp`.
     #[track_caller]
     pub fn wait_for_listener(&self, protocol: &str, port: u16) {
@@ -338,13 +319,15 @@ impl Host {
         listing.lines().filter_map(peer).collect()
     }
 
-    /// Loses everything that comes to this host, as if its cable were cut somewhere on the way.
+    /// Loses everything that comes to this host or leaves it, as if its cable were cut somewhere on the way.
     #[track_caller]
     pub fn cut_off(&self) {
         self.shell(
             "nft add table inet cut
              nft add chain inet cut in '{ type filter hook prerouting priority -400; }'
-             nft add rule inet cut in drop",
+             nft add chain inet cut out '{ type filter hook postrouting priority 400; }'
+             nft add rule inet cut in iifname eth0 drop
+             nft add rule inet cut out oifname eth0 drop",
         )
         .success();
     }

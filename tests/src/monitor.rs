@@ -66,8 +66,27 @@ impl<'lab> ShuntMonitor<'lab> {
     /// Starts it with further flags, split at spaces, such as `--dry-run`.
     #[track_caller]
     pub fn start_with(lab: &'lab Lab, configuration: &str, flags: &str) -> Self {
-        let mut command = Self::command(lab, "run", configuration);
-        command.args(flags.split_whitespace());
+        let mut command = lab.rewriter.command(&program());
+        command
+            .args(Self::arguments(lab, "run", configuration))
+            .args(flags.split_whitespace());
+        Self::start_command(lab, command)
+    }
+
+    /// Starts it at another time by the clock on the wall, such as `2026-11-27 17:59:50` (UTC).
+    #[track_caller]
+    pub fn start_at(lab: &'lab Lab, configuration: &str, time: &str) -> Self {
+        let mut command = lab.rewriter.command("faketime");
+        command
+            .env("TZ", "UTC")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .args(["-f", &format!("@{time}"), &program()])
+            .args(Self::arguments(lab, "run", configuration));
+        Self::start_command(lab, command)
+    }
+
+    #[track_caller]
+    fn start_command(lab: &'lab Lab, mut command: Command) -> Self {
         let program = lab.rewriter.spawn(&mut command, "shunt-monitor");
         let mut monitor = Self {
             lab,
@@ -81,7 +100,8 @@ impl<'lab> ShuntMonitor<'lab> {
     /// Runs `shunt-monitor plan` or `check` with this configuration to its end.
     #[track_caller]
     pub fn once(lab: &Lab, subcommand: &str, configuration: &str) -> Finished {
-        Finished::of(&mut Self::command(lab, subcommand, configuration))
+        let mut command = lab.rewriter.command(&program());
+        Finished::of(command.args(Self::arguments(lab, subcommand, configuration)))
     }
 
     /// Where it listens.
@@ -89,18 +109,17 @@ impl<'lab> ShuntMonitor<'lab> {
         lab.dir().join("monitor.sock")
     }
 
+    /// Its command line behind the program's name; the configuration is written to a file.
     #[track_caller]
-    fn command(lab: &Lab, subcommand: &str, configuration: &str) -> Command {
+    fn arguments(lab: &Lab, subcommand: &str, configuration: &str) -> [String; 3] {
         let file = lab.dir().join("monitor.toml");
         let text = format!(
             "socket = \"{}\"\n{configuration}",
             Self::default_socket(lab).display()
         );
         fs::write(&file, text).expect("the scratch directory is ours");
-        let program = binary("shunt-monitor").display().to_string();
-        let mut command = lab.rewriter.command(&program);
-        command.arg(subcommand).arg("--config").arg(file);
-        command
+        let file = file.display().to_string();
+        [subcommand.to_owned(), "--config".to_owned(), file]
     }
 
     #[track_caller]
@@ -198,6 +217,12 @@ impl<'lab> ShuntMonitor<'lab> {
         assert!(!status.success());
         log
     }
+}
+
+/// The program's path.
+#[track_caller]
+fn program() -> String {
+    binary("shunt-monitor").display().to_string()
 }
 
 impl Drop for ShuntMonitor<'_> {
