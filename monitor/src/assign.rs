@@ -17,6 +17,8 @@ const MAX_MOVES: usize = 1000;
 const HALVINGS: usize = 40;
 /// Marginal costs that differ by less than this part are the same.
 const TOLERANCE: f64 = 1e-3;
+/// The same, where something has to go elsewhere at once: what the models differ by for no reason is more than this.
+const ROUGH: f64 = 0.2;
 /// How much of the best assignment's gain is enough, and how near to its cost: the last of it takes the most moving.
 const ENOUGH_GAIN: f64 = 0.9;
 const NEAR: f64 = 1.1;
@@ -179,7 +181,17 @@ impl Problem {
                         *rate += other.rate * share;
                     }
                 }
-                self.spread(demand, part, among, &others)
+                // In proportion to what they have, unless that is plainly worse.
+                let kept: Vec<f64> = (0..shares.len())
+                    .map(|place| {
+                        if among.contains(&place) {
+                            shares[place]
+                        } else {
+                            0.0
+                        }
+                    })
+                    .collect();
+                self.spread(demand, part, among, &others, normalised(&kept), ROUGH)
             }
         };
         for (share, more) in shares.iter_mut().zip(more) {
@@ -248,7 +260,7 @@ impl Problem {
                 let Want::Free(among) = &demand.want else {
                     continue;
                 };
-                has_moved |= self.move_one(demand, among, shares, &mut rates);
+                has_moved |= self.move_one(demand, among, shares, &mut rates, TOLERANCE);
             }
             if !has_moved {
                 return;
@@ -263,6 +275,7 @@ impl Problem {
         among: &[usize],
         shares: &mut [f64],
         rates: &mut [f64],
+        tolerance: f64,
     ) -> bool {
         if demand.rate <= 0.0 {
             return false;
@@ -282,7 +295,7 @@ impl Problem {
             return false;
         };
         let is_worthwhile = |from_rate, to_rate| {
-            marginal(from, from_rate) > marginal(to, to_rate) * (1.0 + TOLERANCE)
+            marginal(from, from_rate) > marginal(to, to_rate) * (1.0 + tolerance)
         };
         if from == to || !is_worthwhile(rates[from], rates[to]) {
             return false;
@@ -355,7 +368,7 @@ impl Problem {
             }
             for (share, more) in shares
                 .iter_mut()
-                .zip(self.spread(demand, part, places, &others))
+                .zip(self.spread(demand, part, places, &others, None, TOLERANCE))
             {
                 *share += part * more;
             }
@@ -363,8 +376,17 @@ impl Problem {
         normalised(&shares).unwrap_or(shares)
     }
 
-    /// The best shares of `part` of a group's requests among some places, beside what others send there.
-    fn spread(&self, demand: &Demand, part: f64, among: Vec<usize>, others: &[f64]) -> Shares {
+    /// The best shares of `part` of a group's requests among some places, beside what others send there; begun at
+    /// `start`, or in proportion to capacity.
+    fn spread(
+        &self,
+        demand: &Demand,
+        part: f64,
+        among: Vec<usize>,
+        others: &[f64],
+        start: Option<Shares>,
+        tolerance: f64,
+    ) -> Shares {
         let by_capacity: Vec<f64> = (0..self.places.len())
             .map(|place| {
                 if among.contains(&place) {
@@ -374,7 +396,9 @@ impl Problem {
                 }
             })
             .collect();
-        let mut shares = normalised(&by_capacity).unwrap_or(by_capacity);
+        let mut shares = start
+            .or_else(|| normalised(&by_capacity))
+            .unwrap_or(by_capacity);
         let portion = Demand {
             rate: demand.rate * part,
             want: Want::Free(among.clone()),
@@ -386,7 +410,7 @@ impl Problem {
             .map(|(rate, share)| rate + portion.rate * share)
             .collect();
         for _ in 0..MAX_MOVES {
-            if !self.move_one(&portion, &among, &mut shares, &mut rates) {
+            if !self.move_one(&portion, &among, &mut shares, &mut rates, tolerance) {
                 break;
             }
         }

@@ -193,14 +193,14 @@ fn a_killed_monitor_changes_nothing() {
     let lab = Lab::with_offloads();
     let _servers = [
         BusyServer::start(&lab.mirror1, "--workers 16 --service-time 10ms"),
-        BusyServer::start(&lab.mirror2, "--workers 2 --service-time 10ms"),
-        BusyServer::start(&lab.mirror3, "--workers 2 --service-time 10ms"),
+        BusyServer::start(&lab.mirror2, "--workers 1 --service-time 10ms"),
+        BusyServer::start(&lab.mirror3, "--workers 1 --service-time 10ms"),
     ];
     let shuntd = Shuntd::start(&lab, "");
     divert(&shuntd);
     let configuration = configuration(&lab, EAGER, CHECK, "");
     let monitor = ShuntMonitor::start(&lab, &configuration);
-    let load = load(&lab, "--rate 300 --apart --duration 14s");
+    let load = load(&lab, "--rate 240 --apart --duration 14s");
     wait_until("the monitor is heard", || {
         (!monitor.decisions().is_empty()).then_some(())
     });

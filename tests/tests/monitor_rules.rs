@@ -178,7 +178,8 @@ fn by_preference_with_overflow() {
     wait_for_diversion(&shuntd);
     let (summary, _) = ask(&lab, 60, 4);
     assert_eq!(summary.servers.len(), 1, "{summary:?}");
-    let (summary, _) = ask(&lab, 300, 12);
+    ask(&lab, 140, 4);
+    let (summary, _) = ask(&lab, 240, 10);
     let others = summary.answered - summary.servers["mirror 1"];
     assert!(
         others > summary.answered / 10 && summary.servers["mirror 1"] > summary.answered / 4,

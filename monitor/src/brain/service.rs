@@ -108,7 +108,7 @@ impl Group {
             return Some(ordered.clone());
         }
         let rates: Vec<f64> = (0..ordered.len())
-            .map(|mirror| self.tally.latest(mirror).rate)
+            .map(|mirror| self.tally.latest(mirror).wanted)
             .collect();
         Some(normalised(&rates).unwrap_or_else(|| ordered.clone()))
     }

@@ -19,7 +19,7 @@ pub struct Tally {
     of: HashMap<(usize, usize), Count>,
     /// How much of the time since the last look a rewriter has told about.
     covered: HashMap<usize, Duration>,
-    rates: HashMap<usize, f64>,
+    rates: HashMap<usize, (f64, f64)>,
     latest: HashMap<usize, Latest>,
 }
 
@@ -27,9 +27,11 @@ pub struct Tally {
 struct Count {
     asked: u64,
     answers: u64,
+    opened: u64,
     response_sum: f64,
     connections: u64,
     rate: f64,
+    wanted: f64,
 }
 
 /// What was measured of a mirror since the last look.
@@ -43,8 +45,10 @@ pub struct Latest {
     pub response_sum: f64,
     /// Connections that are on it now.
     pub connections: u64,
-    /// Requests a second, evened out.
+    /// Requests a second that are answered, evened out.
     pub rate: f64,
+    /// Requests a second that clients would like to be answered, as far as that can be told.
+    pub wanted: f64,
 }
 
 impl Sum for Latest {
@@ -55,6 +59,7 @@ impl Sum for Latest {
             response_sum: sum.response_sum + part.response_sum,
             connections: sum.connections + part.connections,
             rate: sum.rate + part.rate,
+            wanted: sum.wanted + part.wanted,
         })
     }
 }
@@ -79,6 +84,7 @@ impl Tally {
             count.asked += stats.forward.packets;
         }
         count.answers += first_byte.count;
+        count.opened += stats.opened;
         count.response_sum += first_byte.mean_us as f64 * 1e-6 * first_byte.count as f64;
         count.connections += stats.connections;
     }
@@ -89,6 +95,9 @@ impl Tally {
         for ((rewriter, mirror), count) in &mut self.of {
             if let Some(covered) = self.covered.get(rewriter).filter(|time| !time.is_zero()) {
                 count.rate = count.answers as f64 / covered.as_secs_f64();
+                // Each connection asks at least once, whether it has been answered or not.
+                let wanted = count.answers.max(count.opened);
+                count.wanted = wanted as f64 / covered.as_secs_f64();
             }
             let sum = latest.entry(*mirror).or_default();
             sum.asked += count.asked;
@@ -96,13 +105,18 @@ impl Tally {
             sum.response_sum += count.response_sum;
             sum.connections += count.connections;
             sum.rate += count.rate;
-            (count.asked, count.answers, count.response_sum) = (0, 0, 0.0);
+            sum.wanted += count.wanted;
+            (count.asked, count.answers, count.opened, count.response_sum) = (0, 0, 0, 0.0);
         }
         self.covered.clear();
         for (mirror, latest) in &mut latest {
-            let rate = self.rates.entry(*mirror).or_insert(latest.rate);
+            let (rate, wanted) = self
+                .rates
+                .entry(*mirror)
+                .or_insert((latest.rate, latest.wanted));
             *rate += NEW * (latest.rate - *rate);
-            latest.rate = *rate;
+            *wanted += NEW * (latest.wanted - *wanted);
+            (latest.rate, latest.wanted) = (*rate, *wanted);
         }
         self.latest = latest;
     }
@@ -112,8 +126,8 @@ impl Tally {
         self.latest.get(&mirror).copied().unwrap_or_default()
     }
 
-    /// Requests a second, at all mirrors.
+    /// Requests a second that clients would like to be answered, at all mirrors.
     pub fn rate(&self) -> f64 {
-        self.latest.values().map(|latest| latest.rate).sum()
+        self.latest.values().map(|latest| latest.wanted).sum()
     }
 }

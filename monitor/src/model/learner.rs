@@ -86,8 +86,10 @@ pub struct Learner {
     /// When the weights were last brought down.
     aged: Duration,
     servers: Belief,
-    /// The capacity in requests a second, if somebody or something has said it.
-    capacity: Option<Belief>,
+    /// The capacity in requests a second, if an operator has said it.
+    told: Option<Belief>,
+    /// The same, if something else has said it lately.
+    seen: Option<Belief>,
     /// The highest rate that was answered as the model says.
     proven: f64,
     /// Samples in a row that were slower (above 0) or faster than the model.
@@ -110,7 +112,8 @@ impl Learner {
             bins: BTreeMap::new(),
             aged: Duration::ZERO,
             servers: USUAL_SERVERS,
-            capacity: capacity.map(|of| Belief { of, spread: 0.3 }),
+            told: capacity.map(|of| Belief { of, spread: 0.3 }),
+            seen: None,
             proven: 0.0,
             strikes: 0,
             error: None,
@@ -135,17 +138,17 @@ impl Learner {
         let used = self
             .queue
             .map_or(1.0, |queue| queue.utilisation(self.proven).min(1.0));
-        match self.capacity {
-            Some(_) => f64::INFINITY,
-            None => self.proven * (2.0 - used),
+        if self.told.is_some() || self.seen.is_some() {
+            return f64::INFINITY;
         }
+        self.proven * (2.0 - used)
     }
 
     /// A source other than response times says how much of its capacity the mirror uses, at this rate.
     pub fn take_utilisation(&mut self, rate: f64, utilisation: f64) {
         let is_telling = rate > 0.0 && (0.1..=1.0).contains(&utilisation);
         if is_telling {
-            self.capacity = Some(Belief {
+            self.seen = Some(Belief {
                 of: rate / utilisation,
                 spread: 0.2,
             });
@@ -215,7 +218,11 @@ impl Learner {
                 spread: 0.7,
             };
         }
-        self.capacity = None;
+        self.seen = None;
+        // It was said of the mirror that it was, but may be true again.
+        if let Some(told) = &mut self.told {
+            told.spread = 1.0;
+        }
     }
 
     /// Lets what is known grow older.
@@ -292,9 +299,11 @@ impl Learner {
                 bin.weight * apart.powi(2).min(9.0 + apart.abs())
             })
             .sum();
-        let capacity = self
-            .capacity
-            .map_or(0.0, |belief| belief.disbelief(queue.capacity()));
+        let capacity: f64 = [self.told, self.seen]
+            .iter()
+            .flatten()
+            .map(|belief| belief.disbelief(queue.capacity()))
+            .sum();
         // It can't have answered more than it is capable of.
         let too_small = (self.busiest() / queue.capacity()).max(1.0).ln() / 0.1;
         measured + self.servers.disbelief(queue.servers()) + capacity + too_small.powi(2)
