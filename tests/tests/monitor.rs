@@ -210,7 +210,12 @@ fn a_killed_monitor_changes_nothing() {
     assert_eq!(weights(&shuntd), before);
     let monitor = ShuntMonitor::start(&lab, &configuration);
     let (summary, _) = load.finish(PATIENCE);
-    assert_eq!(summary.failed, 0, "{summary:?}\nbefore:\n{killed}\nafter:\n{}", monitor.log());
+    assert_eq!(
+        summary.failed,
+        0,
+        "{summary:?}\nbefore:\n{killed}\nafter:\n{}",
+        monitor.log()
+    );
 }
 
 /// A rewriter that has forgotten everything is told it again, by itself.
