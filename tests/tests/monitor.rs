@@ -204,13 +204,18 @@ fn a_killed_monitor_changes_nothing() {
     wait_until("the monitor is heard", || {
         (!monitor.decisions().is_empty()).then_some(())
     });
-    monitor.kill();
+    let killed = monitor.kill();
     let before = weights(&shuntd);
     thread::sleep(Duration::from_secs(4));
     assert_eq!(weights(&shuntd), before);
     let monitor = ShuntMonitor::start(&lab, &configuration);
     let (summary, _) = load.finish(PATIENCE);
-    assert_eq!(summary.failed, 0, "{summary:?}\n{:#?}", monitor.decisions());
+    assert_eq!(
+        summary.failed,
+        0,
+        "{summary:?}\nbefore:\n{killed}\nafter:\n{}",
+        monitor.log()
+    );
 }
 
 /// A rewriter that has forgotten everything is told it again, by itself.

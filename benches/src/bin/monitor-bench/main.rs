@@ -71,12 +71,6 @@ enum Measurement {
     Trouble,
 }
 
-/// How long a mirror's trouble is watched, and what goes before.
-const PATIENCE: Patience = Patience {
-    before: Duration::from_secs(8),
-    after: Duration::from_secs(12),
-};
-
 impl Arguments {
     /// What is left to choose once `--quick` has had its say.
     fn settle(mut self) -> Self {
@@ -94,6 +88,15 @@ impl Arguments {
             };
         }
         self
+    }
+
+    /// How long a mirror's trouble is watched, and what goes before.
+    fn patience(&self) -> Patience {
+        let (before, after) = if self.quick { (3, 5) } else { (8, 12) };
+        Patience {
+            before: Duration::from_secs(before),
+            after: Duration::from_secs(after),
+        }
     }
 
     fn wants(&self, measurement: Measurement) -> bool {
@@ -119,7 +122,7 @@ fn main() -> anyhow::Result<()> {
         arguments.rounds,
         arguments.trouble_rounds,
         arguments.phase_seconds,
-        PATIENCE.after,
+        arguments.patience().after,
         &steady,
         &troubles,
     )?;
@@ -135,6 +138,12 @@ fn main() -> anyhow::Result<()> {
     }
     let failures = report.failures();
     anyhow::ensure!(failures == 0, "{failures} measurements failed");
+    let ended =
+        |cell: &TroubleCell| matches!(&cell.outcome, Ok(suffering) if suffering.ms.is_some());
+    anyhow::ensure!(
+        !arguments.quick || troubles.iter().all(ended),
+        "clients weren't well again while they were watched"
+    );
     Ok(())
 }
 
@@ -161,13 +170,7 @@ fn measure_steady(arguments: &Arguments, began: Instant, cells: &mut Vec<SteadyC
 }
 
 fn measure_troubles(arguments: &Arguments, began: Instant, cells: &mut Vec<TroubleCell>) {
-    let patience = match arguments.quick {
-        true => Patience {
-            before: Duration::from_secs(3),
-            after: Duration::from_secs(5),
-        },
-        false => PATIENCE,
-    };
+    let patience = arguments.patience();
     for round in 0..arguments.trouble_rounds {
         for trouble in &arguments.troubles {
             for watch in in_turn(&arguments.watches, round) {
