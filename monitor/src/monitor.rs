@@ -62,6 +62,8 @@ pub struct Monitor {
     health: Vec<Health>,
     /// Why each mirror's state is what it is.
     reasons: Vec<String>,
+    /// What the calendar says of each mirror.
+    planned: Vec<Planned>,
     suspected: Vec<Option<Instant>>,
     checks: Checks,
     reports: mpsc::Receiver<Report>,
@@ -70,6 +72,8 @@ pub struct Monitor {
     board: Board,
     began: Instant,
     clock: WallClock,
+    /// Decisions may be made: what the rewriters have is known, as far as they say it.
+    has_begun: bool,
     /// What would have been done, by service, so as not to say it again and again.
     would: HashMap<usize, String>,
 }
@@ -86,8 +90,10 @@ struct Rewriter {
     held: HashSet<usize>,
     /// What it has counted of each mirror's bad signs.
     signs: HashMap<SocketAddr, u64>,
-    /// An update didn't go well, and that was said.
-    has_complained: bool,
+    /// It is being brought up to date, and that was said.
+    is_behind: bool,
+    /// Why that failed the last time, as it was said.
+    failure: Option<String>,
 }
 
 impl Monitor {
@@ -125,6 +131,8 @@ impl Monitor {
                 .map(|mirror| Health::new(&mirror.checks))
                 .collect(),
             reasons: vec!["not checked yet".to_owned(); config.mirrors.len()],
+            planned: vec![Planned::Nothing; config.mirrors.len()],
+            has_begun: false,
             suspected: vec![None; config.mirrors.len()],
             checks,
             reports,
@@ -151,6 +159,7 @@ impl Monitor {
                 () = self.listen() => {}
             }
         }
+        self.has_begun = true;
         ticks.reset_immediately();
         loop {
             select! {
@@ -221,7 +230,15 @@ impl Monitor {
             }
         }
         for mirror in 0..self.config.mirrors.len() {
-            self.take_vitals(mirror, now);
+            self.planned[mirror] = match self.config.mirrors[mirror].maintenance.state(now) {
+                MaintenanceState::Draining { deadline } => {
+                    let left = Duration::try_from(deadline.duration_since(now));
+                    Planned::Draining(left.unwrap_or_default())
+                }
+                MaintenanceState::Down { .. } => Planned::Down,
+                _ => Planned::Nothing,
+            };
+            self.take_vitals(mirror);
         }
     }
 
@@ -240,8 +257,8 @@ impl Monitor {
             }
             self.reasons[mirror].clone_from(&change.reason);
         }
-        self.take_vitals(mirror, Timestamp::now());
-        if change.is_some() && self.has_heard_all() {
+        self.take_vitals(mirror);
+        if change.is_some() && self.has_begun {
             let decisions = self.brain.decide_urgent(self.began.elapsed());
             self.carry_out(decisions);
             self.show();
@@ -249,7 +266,7 @@ impl Monitor {
     }
 
     /// Tells the brain how a mirror is.
-    fn take_vitals(&mut self, mirror: usize, now: Timestamp) {
+    fn take_vitals(&mut self, mirror: usize) {
         let (config, health) = (&self.config.mirrors[mirror], &self.health[mirror]);
         let standing = health.standing();
         let state = match standing.state {
@@ -257,14 +274,6 @@ impl Monitor {
             check::State::Up => brain::State::Up,
             check::State::Down => brain::State::Down,
             check::State::Unknown => brain::State::Unknown,
-        };
-        let planned = match config.maintenance.state(now) {
-            MaintenanceState::Draining { deadline } => {
-                let left = Duration::try_from(deadline.duration_since(now));
-                Planned::Draining(left.unwrap_or_default())
-            }
-            MaintenanceState::Down { .. } => Planned::Down,
-            _ => Planned::Nothing,
         };
         let says_load =
             |check: &check::CheckConfig| matches!(check.kind, check::Kind::Prometheus(_));
@@ -277,7 +286,7 @@ impl Monitor {
                 check::Wish::Drain => brain::Wish::Drain,
                 check::Wish::Maintenance => brain::Wish::Maintenance,
             },
-            planned,
+            planned: self.planned[mirror],
             weight: standing.weight,
             load,
             is_load_missing: load.is_none() && config.checks.iter().any(says_load),
@@ -389,16 +398,17 @@ impl Monitor {
             .map(|(_, order)| order)
             .collect();
         if orders.is_empty() {
-            self.rewriters[rewriter].has_complained = false;
+            self.rewriters[rewriter].is_behind = false;
+            self.rewriters[rewriter].failure = None;
             return;
         }
-        if !self.rewriters[rewriter].has_complained {
+        if !self.rewriters[rewriter].is_behind {
             let name = &self.config.rewriters[rewriter].name;
             info!(
                 "rewriter {name} is brought up to date: {} diversions",
                 orders.len()
             );
-            self.rewriters[rewriter].has_complained = true;
+            self.rewriters[rewriter].is_behind = true;
         }
         for order in orders {
             self.rewriters[rewriter].link.give(None, order);
@@ -442,10 +452,12 @@ impl Monitor {
             OrderError::Failed(why) => format!("{name}: {why}"),
         });
         if let Some(error) = &error {
-            // What only repeats was said once; the list of diversions tells when it is mended.
-            if outcome.decision.is_some() {
+            // It is tried again every second: once is enough to be told why it fails.
+            let failure = &mut self.rewriters[rewriter].failure;
+            if outcome.decision.is_some() || failure.as_ref() != Some(error) {
                 warn!("an order wasn't carried out: {error}");
             }
+            *failure = Some(error.clone());
         }
         if let Some(decision) = outcome.decision {
             self.board.lock().note(decision, outcome.moved, error);
@@ -522,7 +534,8 @@ impl Rewriter {
             has_listed: false,
             held: HashSet::new(),
             signs: HashMap::new(),
-            has_complained: false,
+            is_behind: false,
+            failure: None,
         }
     }
 }

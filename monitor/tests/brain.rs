@@ -219,6 +219,25 @@ fn a_mirror_that_is_to_be_empty_is_emptied() {
 }
 
 #[test]
+fn an_agent_has_its_part_of_the_load() {
+    let mut world = equals(30.0);
+    world.live(20);
+    let half = Vitals {
+        weight: 0.5,
+        ..up()
+    };
+    let decisions = world.tell(0, half);
+    assert_eq!(kinds(&decisions), [Kind::Agent]);
+    let weights = &world.clients[0].weights;
+    assert!((weights[0] - 0.2).abs() < 0.001, "{weights:?}");
+    assert_eq!(kinds(&world.live(60)), []);
+    let decisions = world.tell(0, up());
+    assert_eq!(kinds(&decisions), [Kind::Agent]);
+    let weights = &world.clients[0].weights;
+    assert!((weights[0] - 1.0 / 3.0).abs() < 0.001, "{weights:?}");
+}
+
+#[test]
 fn a_held_service_is_left_alone() {
     let mut world = equals(300.0);
     world.live(60);

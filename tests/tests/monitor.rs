@@ -200,7 +200,7 @@ fn a_killed_monitor_changes_nothing() {
     divert(&shuntd);
     let configuration = configuration(&lab, EAGER, CHECK, "");
     let monitor = ShuntMonitor::start(&lab, &configuration);
-    let load = load(&lab, "--rate 240 --apart --duration 14s");
+    let load = load(&lab, "--rate 200 --apart --duration 14s");
     wait_until("the monitor is heard", || {
         (!monitor.decisions().is_empty()).then_some(())
     });

@@ -21,6 +21,8 @@ pub enum Kind {
     Drain,
     /// A mirror comes back.
     Recover,
+    /// A mirror's agent wants another part of its usual load.
+    Agent,
     /// The rules say otherwise than before.
     Rule,
     /// The rules prefer some mirrors, and the load has changed.
@@ -43,6 +45,7 @@ impl Kind {
             Self::Failover => "failover",
             Self::Drain => "drain",
             Self::Recover => "recover",
+            Self::Agent => "agent",
             Self::Rule => "rule",
             Self::Preference => "preference",
             Self::Weights => "weights",
@@ -56,7 +59,7 @@ impl Kind {
     pub const fn is_urgent(self) -> bool {
         matches!(
             self,
-            Self::Start | Self::Failover | Self::Drain | Self::Rule
+            Self::Start | Self::Failover | Self::Drain | Self::Agent | Self::Rule
         )
     }
 }

@@ -344,7 +344,7 @@ impl Mirror {
     /// What it is to the optimiser, `usual` being a mirror of which nothing is known, and `all` the requests a second
     /// that are to be assigned.
     pub(super) fn place(&self, usual: Queue, all: f64) -> Place {
-        let queue = self.queue().unwrap_or(usual).scaled(self.vitals.weight);
+        let queue = self.queue().unwrap_or(usual);
         let proven = self.learner.trusted_rate();
         let trusted = if self.queue().is_none() && proven == 0.0 {
             FIRST_SHARE * all
@@ -355,6 +355,9 @@ impl Mirror {
             Standing::Unknown => self.rate,
             _ if self.vitals.is_load_missing => self.rate,
             _ if self.returning.is_some() => SLOW_START_LOAD * queue.capacity(),
+            _ if self.vitals.weight < 1.0 => {
+                self.vitals.weight * trusted.max(self.rate).min(queue.capacity())
+            }
             _ => trusted.max(self.rate),
         };
         Place { queue, limit }

@@ -1,5 +1,6 @@
 //! What is known of a service: its groups of clients, and where they go.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct ServiceMind {
     pub groups: Vec<Group>,
     /// A person has it in hand.
     pub is_held: bool,
+    /// The parts of their usual load that mirrors have, as their agents wanted, where it isn't all.
+    pub(super) parts: HashMap<usize, f64>,
     /// When something was last decided for it that wasn't urgent.
     pub(super) moved: Option<Duration>,
     /// When it was first looked at.
@@ -56,6 +59,7 @@ impl ServiceMind {
             mirrors,
             groups,
             is_held: false,
+            parts: HashMap::new(),
             moved: None,
             met: None,
             said: None,

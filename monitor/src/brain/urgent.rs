@@ -39,6 +39,7 @@ impl Brain {
             .collect();
         if leaving.is_empty() {
             self.rule(service, now)
+                .or_else(|| self.heed_agents(service, now))
         } else {
             self.take_out(service, &leaving, now)
         }
@@ -228,6 +229,65 @@ impl Brain {
         let reason = format!("{rule}: {}", self.shares_in_words(&changes));
         let actions = move |brain: &Brain, change: &Change| brain.even_out(service, change, false);
         Some(self.decide_on(service, now, Kind::Rule, reason, changes, None, actions))
+    }
+
+    /// Gives mirrors the part of their share that their agents want.
+    fn heed_agents(&mut self, service: usize, now: Duration) -> Option<Decision> {
+        let mind = &self.services[service];
+        let part = |mirror: usize| self.mirrors[mirror].vitals().weight;
+        let before = |mirror: usize| mind.parts.get(&mirror).copied().unwrap_or(1.0);
+        let changed: Vec<(usize, f64, f64)> = mind
+            .mirrors
+            .iter()
+            .copied()
+            .filter(|mirror| self.mirrors[*mirror].standing() == Standing::Usable)
+            .map(|mirror| (mirror, before(mirror), part(mirror)))
+            .filter(|(_, before, part)| (before - part).abs() > SAME)
+            .collect();
+        if changed.is_empty() {
+            return None;
+        }
+        let mut changes = Vec::new();
+        for (number, group) in mind.groups.iter().enumerate() {
+            let Some(from) = &group.shares else { continue };
+            // What a rule fixes an agent doesn't change.
+            if matches!(group.want, Want::Fixed(_)) {
+                continue;
+            }
+            let mut to = from.clone();
+            for (mirror, before, part) in &changed {
+                to[*mirror] *= part / before;
+            }
+            if let Some(to) = normalised(&to)
+                && distance(from, &to) > SAME
+            {
+                changes.push(Change {
+                    group: number,
+                    from: from.clone(),
+                    to,
+                });
+            }
+        }
+        let wishes: Vec<String> = changed
+            .iter()
+            .map(|(mirror, _, part)| {
+                let name = self.mirrors[*mirror].name();
+                format!("{name}'s agent wants {:.0} % of its load", part * 100.0)
+            })
+            .collect();
+        for (mirror, _, part) in changed {
+            self.services[service].parts.insert(mirror, part);
+        }
+        if changes.is_empty() {
+            return None;
+        }
+        let reason = format!(
+            "{}: {}",
+            wishes.join(", and "),
+            self.shares_in_words(&changes)
+        );
+        let actions = move |brain: &Self, change: &Change| brain.even_out(service, change, false);
+        Some(self.decide_on(service, now, Kind::Agent, reason, changes, None, actions))
     }
 
     /// Says, once, that mirrors are kept that should be out.

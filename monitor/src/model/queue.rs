@@ -47,13 +47,6 @@ impl Queue {
         rate.max(0.0) / self.capacity()
     }
 
-    /// The same mirror with this part of its servers: what it is when it may take only a share of its usual load.
-    pub fn scaled(&self, part: f64) -> Self {
-        // Below one server it is the service that becomes slower.
-        let servers = self.servers * part.clamp(1e-3, 1.0);
-        Self::new(self.service_time * (1.0 / servers).max(1.0), servers)
-    }
-
     /// The mean response time in seconds at `rate` requests a second. It grows with the rate, ever faster.
     pub fn response(&self, rate: f64) -> f64 {
         let utilisation = self.utilisation(rate);
@@ -156,13 +149,5 @@ mod tests {
             before = response;
         }
         assert!(Queue::new(f64::NAN, f64::NAN).response(1e9).is_finite());
-    }
-
-    #[test]
-    fn half_a_mirror_has_half_the_capacity() {
-        let queue = Queue::new(0.1, 4.0);
-        assert_eq!(queue.scaled(0.5).capacity(), queue.capacity() / 2.0);
-        let small = Queue::new(0.1, 1.0).scaled(0.5);
-        assert!((small.capacity() - 5.0).abs() < 1e-9);
     }
 }
