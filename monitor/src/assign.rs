@@ -236,19 +236,20 @@ impl Problem {
             return within_caps(shares, &demand.caps, &among);
         }
         // None of what was wanted is left: whoever may be used, by capacity.
-        let by_capacity: Vec<f64> = (0..self.places.len())
-            .map(|place| {
-                if among.contains(&place) {
-                    self.places[place].queue.capacity()
-                } else {
-                    0.0
-                }
-            })
-            .collect();
+        let by_capacity = self.by_capacity(&among);
         match normalised(&by_capacity) {
             Some(shares) => within_caps(shares, &demand.caps, &among),
             None => vec![0.0; self.places.len()],
         }
+    }
+
+    /// The capacities of some places; 0 for the others.
+    fn by_capacity(&self, among: &[usize]) -> Vec<f64> {
+        let capacity = |(place, of): (usize, &Place)| match among.contains(&place) {
+            true => of.queue.capacity(),
+            false => 0.0,
+        };
+        self.places.iter().enumerate().map(capacity).collect()
     }
 
     /// Moves requests of the free groups downhill as long as that helps.
@@ -387,15 +388,7 @@ impl Problem {
         start: Option<Shares>,
         tolerance: f64,
     ) -> Shares {
-        let by_capacity: Vec<f64> = (0..self.places.len())
-            .map(|place| {
-                if among.contains(&place) {
-                    self.places[place].queue.capacity()
-                } else {
-                    0.0
-                }
-            })
-            .collect();
+        let by_capacity = self.by_capacity(&among);
         let mut shares = start
             .or_else(|| normalised(&by_capacity))
             .unwrap_or(by_capacity);

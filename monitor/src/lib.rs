@@ -8,7 +8,8 @@
 //! - [`assign`]: which share of whose requests should go where, by these models;
 //! - [`rules`]: what the operator allows;
 //! - [`brain`]: decides, from all of these. It does no I/O;
-//! - [`link`]: the rewriters, which measure and are instructed;
+//! - [`link`]: the rewriters, which measure and are instructed; [`diversions`]: what they have;
+//! - [`suspicion`]: what they see of dying mirrors;
 //! - [`monitor`]: the loop that joins them;
 //! - [`board`], [`show`], [`server`], [`metrics`]: what people and programs see of it.
 
@@ -17,6 +18,7 @@ pub mod board;
 pub mod brain;
 pub mod check;
 pub mod config;
+pub mod diversions;
 pub mod link;
 pub mod metrics;
 pub mod model;
@@ -24,4 +26,5 @@ pub mod monitor;
 pub mod rules;
 pub mod server;
 pub mod show;
+pub mod suspicion;
 pub mod wall_clock;

@@ -9,41 +9,35 @@
 //! services that a person has in hand.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use control_protocol::{ListResult, LivenessResult, Service};
+use control_protocol::{ListResult, LivenessResult};
 use jiff::Timestamp;
 use log::{info, warn};
 use tokio::select;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::assign::{Want, normalised};
+use crate::assign::Want;
 use crate::board::Board;
 use crate::brain::{
     self, Brain, Decision, Group, Kind, Mirror, Order, Planned, ServiceMind, Vitals,
 };
 use crate::check::{self, CheckState, Checks, Health, Report, Target};
-use crate::config::{Config, Liveness};
+use crate::config::Config;
+use crate::diversions;
 use crate::link::{Event, Link, OrderError, Outcome};
 use crate::rules::{Bounds, MaintenanceState};
 use crate::show;
+use crate::suspicion::{Suspect, Suspicions};
 use crate::wall_clock::WallClock;
 
 /// Events that may wait.
 const QUEUE: usize = 1024;
 /// How long the rewriters are waited for before the first decision.
 const FIRST_LISTS: Duration = Duration::from_secs(2);
-/// Segments without an answer after which a mirror is suspected: one or two may have been lost.
-const SUSPICIOUS_SEGMENTS: u64 = 3;
-/// Between two suspicions of one mirror.
-const SUSPICION_INTERVAL: Duration = Duration::from_millis(200);
-/// A mirror has so many times as long as its checks usually take before its silence is suspicious.
-const SILENCE_LATENCIES: u32 = 4;
-
 /// What the monitor may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hands {
@@ -64,7 +58,7 @@ pub struct Monitor {
     reasons: Vec<String>,
     /// What the calendar says of each mirror.
     planned: Vec<Planned>,
-    suspected: Vec<Option<Instant>>,
+    suspicions: Option<Suspicions>,
     checks: Checks,
     reports: mpsc::Receiver<Report>,
     rewriters: Vec<Rewriter>,
@@ -88,8 +82,6 @@ struct Rewriter {
     has_listed: bool,
     /// Services that a person has in hand there.
     held: HashSet<usize>,
-    /// What it has counted of each mirror's bad signs.
-    signs: HashMap<SocketAddr, u64>,
     /// It is being brought up to date, and that was said.
     is_behind: bool,
     /// Why that failed the last time, as it was said.
@@ -133,7 +125,9 @@ impl Monitor {
             reasons: vec!["not checked yet".to_owned(); config.mirrors.len()],
             planned: vec![Planned::Nothing; config.mirrors.len()],
             has_begun: false,
-            suspected: vec![None; config.mirrors.len()],
+            suspicions: config
+                .liveness
+                .map(|liveness| Suspicions::new(liveness, config.mirrors.len())),
             checks,
             reports,
             rewriters: rewriters.collect::<Result<_>>()?,
@@ -323,54 +317,21 @@ impl Monitor {
 
     /// Looks for signs that a mirror is dead, and has its checks made at once where there are.
     fn take_signs(&mut self, rewriter: usize, signs: &LivenessResult) {
-        let Some(liveness) = self.config.liveness else {
+        let Some(suspicions) = &mut self.suspicions else {
             return;
         };
-        for of in &signs.mirrors {
-            let bad = of.refused + of.resets + of.icmp_errors;
-            let before = self.rewriters[rewriter].signs.insert(of.mirror, bad);
-            let has_bad_signs = before.is_some_and(|before| bad > before);
-            let mirrors = self
-                .config
-                .mirrors
-                .iter()
-                .enumerate()
-                .filter(|(_, mirror)| {
-                    let port = mirror.address.port;
-                    mirror.ip() == of.mirror.ip()
-                        && port.is_none_or(|port| port == of.mirror.port())
-                });
-            for (number, _) in mirrors {
-                let silence = patience(liveness.silence, &self.health[number]);
-                let is_silent = of.unanswered >= SUSPICIOUS_SEGMENTS
-                    && of
-                        .waiting_ms
-                        .is_some_and(|waiting| Duration::from_millis(waiting) >= silence);
-                if has_bad_signs || is_silent {
-                    suspect(
-                        &self.checks,
-                        &mut self.suspected[number],
-                        number,
-                        &self.health[number],
-                        &liveness,
-                    );
-                }
-            }
+        let mirrors = &self.config.mirrors;
+        let suspects = suspicions.look(rewriter, signs, mirrors, &self.health, Instant::now());
+        for Suspect { mirror, limit } in suspects {
+            self.checks.hurry(mirror, limit);
         }
     }
 
     /// Holds a rewriter's diversions against those that are in force.
     fn take_list(&mut self, rewriter: usize, done: u64, list: &ListResult) {
-        let held = |service: &Service| {
-            list.holds.iter().any(|hold| covers(hold, service))
-                || list
-                    .diversions
-                    .iter()
-                    .any(|diversion| diversion.held && diversion.service == *service)
-        };
         let services = self.config.services.iter().enumerate();
         let held: HashSet<usize> = services
-            .filter(|(_, service)| held(&service.address))
+            .filter(|(_, service)| diversions::is_held(list, &service.address))
             .map(|(number, _)| number)
             .collect();
         for service in &held {
@@ -393,7 +354,8 @@ impl Monitor {
             .standing_orders()
             .into_iter()
             .filter(|(service, order)| {
-                !self.rewriters[rewriter].held.contains(service) && !is_in_force(order, list)
+                !self.rewriters[rewriter].held.contains(service)
+                    && !diversions::is_in_force(list, order)
             })
             .map(|(_, order)| order)
             .collect();
@@ -437,7 +399,8 @@ impl Monitor {
                 if known.shares.is_some() && self.hands == Hands::Free {
                     continue;
                 }
-                let shares = shares_in(list, &self.brain.services()[service], known, &self.config);
+                let mind = &self.brain.services()[service];
+                let shares = diversions::shares(list, mind, known, self.brain.mirrors());
                 if shares.is_some() {
                     self.brain.take_shares(service, group, shares);
                 }
@@ -533,7 +496,6 @@ impl Rewriter {
             is_there: None,
             has_listed: false,
             held: HashSet::new(),
-            signs: HashMap::new(),
             is_behind: false,
             failure: None,
         }
@@ -599,88 +561,6 @@ fn want(bounds: &Bounds, mirrors: &[usize], all: usize) -> Want {
             at: *at,
         },
     }
-}
-
-/// How long a mirror may take: at least this, and longer if it is far away.
-fn patience(least: Duration, health: &Health) -> Duration {
-    least.max(health.latency().unwrap_or_default() * SILENCE_LATENCIES)
-}
-
-/// Has a suspected mirror's checks made at once, unless that was done just now or it is known to be down.
-fn suspect(
-    checks: &Checks,
-    suspected: &mut Option<Instant>,
-    mirror: usize,
-    health: &Health,
-    liveness: &Liveness,
-) {
-    let is_recent = suspected.is_some_and(|at| at.elapsed() < SUSPICION_INTERVAL);
-    let is_down = health.standing().state == check::State::Down;
-    if is_recent || is_down {
-        return;
-    }
-    *suspected = Some(Instant::now());
-    checks.hurry(mirror, patience(liveness.confirm, health));
-}
-
-/// Whether a hold on one service is one on another.
-fn covers(hold: &Service, service: &Service) -> bool {
-    hold.address == service.address
-        && hold.port.is_none_or(|port| service.port == Some(port))
-        && hold
-            .protocol
-            .is_none_or(|protocol| service.protocol == Some(protocol))
-}
-
-/// Whether a rewriter has the diversion that an order would set.
-fn is_in_force(order: &Order, list: &ListResult) -> bool {
-    let wanted: HashSet<_> = order
-        .mirrors
-        .iter()
-        .map(|mirror| (mirror.address, mirror.port, mirror.weight))
-        .collect();
-    list.diversions.iter().any(|diversion| {
-        let has: HashSet<_> = diversion
-            .mirrors
-            .iter()
-            .filter(|mirror| mirror.weight > 0)
-            .map(|mirror| (mirror.address, mirror.port, mirror.weight))
-            .collect();
-        diversion.state == control_protocol::DiversionState::Active
-            && diversion.service == order.service
-            && diversion.from == order.from
-            && has == wanted
-    })
-}
-
-/// The shares that a rewriter's diversions give a group; none if it has none for all its clients, or such as name
-/// others than the service's mirrors.
-fn shares_in(
-    list: &ListResult,
-    service: &ServiceMind,
-    group: &Group,
-    config: &Config,
-) -> Option<Vec<f64>> {
-    let mut found: Option<Vec<f64>> = None;
-    for prefix in &group.prefixes {
-        let diversion = list.diversions.iter().find(|diversion| {
-            diversion.state == control_protocol::DiversionState::Active
-                && diversion.service == service.address
-                && diversion.from == *prefix
-        })?;
-        let mut weights = vec![0.0; config.mirrors.len()];
-        for mirror in diversion.mirrors.iter().filter(|mirror| mirror.weight > 0) {
-            let number = service.mirrors.iter().copied().find(|number| {
-                let address = config.mirrors[*number].address;
-                let port = address.port.or(service.address.port);
-                address.address == mirror.address && port == mirror.port.or(service.address.port)
-            })?;
-            weights[number] += f64::from(mirror.weight);
-        }
-        let shares = normalised(&weights)?;
-        found.get_or_insert(shares);
-    }
-    found
 }
 
 /// The kinds of check and what they say, for people.
