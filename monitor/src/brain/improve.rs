@@ -68,13 +68,12 @@ impl Brain {
             if !usable.contains(&back) {
                 continue;
             }
+            // At least what its capacity is of all: where nobody has to wait, the model sees no need of it.
+            let capacity = |mirror: &usize| problem.places[*mirror].queue.capacity();
+            let fair = capacity(&back) / usable.iter().map(capacity).sum::<f64>();
             let target = match &group.want {
-                // Without a load to go by, a mirror's part is what its capacity is of all.
-                Want::Free(_) if problem.demands[number].rate <= 0.0 => {
-                    let capacity = |mirror: &usize| problem.places[*mirror].queue.capacity();
-                    cap * capacity(&back) / usable.iter().map(capacity).sum::<f64>()
-                }
-                _ => cap * best.0[number][back],
+                Want::Free(_) => cap * fair.max(best.0[number][back]),
+                Want::Fixed(_) | Want::Prefer { .. } => cap * best.0[number][back],
             };
             if target - from[back] < WORTH_AN_ORDER {
                 continue;
@@ -164,18 +163,30 @@ impl Brain {
         let groups = self.services[service].groups.len();
         let present = self.present(service, &problem);
         let best = problem.best(&present);
-        let step = problem.enough(&present, &best);
-        let own = own_cost(&problem, &present, groups);
-        let saved = total(&problem, &present) - total(&problem, &step);
-        if own <= 0.0 || saved <= self.settings.improvement * own {
-            return None;
-        }
         let overloaded: Vec<usize> = self.services[service]
             .mirrors
             .iter()
             .copied()
             .filter(|mirror| self.mirrors[*mirror].is_overloaded(&self.settings))
             .collect();
+        let loses = |mirror: &usize| {
+            let groups = present.0.iter().zip(&best.0);
+            groups
+                .take(self.services[service].groups.len())
+                .any(|(from, to)| to[*mirror] < from[*mirror])
+        };
+        // Whoever is overloaded is relieved at once, not bit by bit.
+        let is_relief = overloaded.iter().any(loses);
+        let step = if is_relief {
+            best
+        } else {
+            problem.enough(&present, &best)
+        };
+        let own = own_cost(&problem, &present, groups);
+        let saved = total(&problem, &present) - total(&problem, &step);
+        if own <= 0.0 || saved <= self.settings.improvement * own {
+            return None;
+        }
         let mut changes = Vec::new();
         for (number, group) in self.services[service].groups.iter().enumerate() {
             let (from, to) = (&present.0[number], &step.0[number]);
@@ -197,11 +208,6 @@ impl Brain {
             shares
                 .as_ref()
                 .is_some_and(|shares| distance(shares, &change.to) < 2.0 * WORTH_AN_ORDER)
-        });
-        let is_relief = changes.iter().any(|change| {
-            overloaded
-                .iter()
-                .any(|mirror| change.to[*mirror] < change.from[*mirror])
         });
         let is_large = changes
             .iter()
