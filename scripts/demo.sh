@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Shunt at work, in two minutes: installs what it needs, builds, lays out a lab of network
 # namespaces, and shows the patent's figure 3 with real packets; then a web client whose service
-# moves from server to server while it notices nothing. Each step is checked; the last line says so.
+# moves from server to server while it notices nothing, in the end by itself. Each step is checked; the last line says so.
 #
 #   scripts/demo.sh
 #
@@ -112,7 +112,7 @@ if ! in_userns; then
     need_cargo
     ensure_packages "${LAB_PACKAGES[@]}"
     say "building Shunt (cargo build --release)"
-    (cd "$ROOT" && cargo build --release --locked -p rewriter -p control-cli)
+    (cd "$ROOT" && cargo build --release --locked -p rewriter -p control-cli -p monitor)
 fi
 need_root_or_userns "$ROOT/scripts/demo.sh" "$@"
 
@@ -121,7 +121,7 @@ CAPTURES=()
 SHUNTD=
 trap clean_up EXIT
 trap 'exit 130' INT TERM
-export SHUNT_SOCKET=$FILES/control.sock
+export SHUNT_SOCKET=$FILES/control.sock SHUNT_MONITOR=$FILES/monitor.sock
 
 step "The lab: a client, a rewriter, two mirrors, and the original service $SERVICE"
 say "making the namespaces $PREFIX-client, -rewriter, -mirror1, -mirror2, -mirror3, -origin"
@@ -224,9 +224,45 @@ ctl stats
 expect "it has translated packets in both directions" "$("$BIN/shuntctl" --json stats |
     jq '.total | .translated_forward.packets > 0 and .translated_reverse.packets > 0')" true
 
+step "The network monitor: a mirror dies, and its clients are elsewhere before anybody knows"
+cat >"$FILES/monitor.toml" <<EOF
+socket = "$SHUNT_MONITOR"
+interval = "1s"
+[[rewriter]]
+name = "rewriter"
+socket = "$SHUNT_SOCKET"
+[[mirror]]
+name = "mirror 1"
+address = "10.2.0.2"
+[[mirror]]
+name = "mirror 2"
+address = "10.2.0.3"
+[[service]]
+address = "$SERVICE:80/tcp"
+mirrors = ["mirror 1", "mirror 2"]
+EOF
+show "$BIN/shunt-monitor" check --config "$FILES/monitor.toml"
+echo "$ shunt-monitor run --config $FILES/monitor.toml &"
+spawn rewriter "$BIN/shunt-monitor" run --config "$FILES/monitor.toml" &>"$FILES/monitor.log"
+MONITOR=$!
+wait_for "the monitor diverts the service (see $FILES/monitor.log)" \
+    grep -q "start:" "$FILES/monitor.log"
+ctl mirrors
+kill -KILL "$(<"/run/$PREFIX-lab/mirror1/nginx.pid")"
+for _ in {1..50}; do page || true; done >"$FILES/pages" 2>&1
+expect "of 50 requests just after mirror 1's server was killed were answered by mirror 2" \
+    "$(grep -cx 'mirror 2' "$FILES/pages")" 50
+wait_for "the monitor takes mirror 1 out" grep -q "failover:" "$FILES/monitor.log"
+ctl decisions
+expect "mirror 1 is" "$("$BIN/shuntctl" --json mirrors | jq -r '.mirrors[0].state')" down
+kill -TERM "$MONITOR"
+wait "$MONITOR" || die "the monitor ended with $?"
+expect "without the monitor, its last instructions stand: the page comes from" "$(page)" "mirror 2"
+
 step "Restore, and end: as if it had never been there"
 ctl restore "$SERVICE"
 ctl restore "$SERVICE/icmp"
+ctl restore "$SERVICE:80/tcp"
 expect "http://$SERVICE/ comes from" "$(page)" origin
 stop_shuntd
 expect "rules and routes that differ from before" "$(diff <(echo "$BEFORE") <(rules) | wc -l)" 0
