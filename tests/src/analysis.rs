@@ -9,7 +9,9 @@ use crate::load::{Ending, Request};
 pub struct Times {
     /// Half of them took no longer than this, in milliseconds.
     pub p50: f64,
-    /// All but a hundredth did.
+    /// Nine tenths of them didn't either.
+    pub p90: f64,
+    /// Nor did 99 hundredths.
     pub p99: f64,
     /// In milliseconds.
     pub mean: f64,
@@ -41,6 +43,7 @@ impl Times {
         let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied();
         Some(Self {
             p50: at(0.5)?,
+            p90: at(0.9)?,
             p99: at(0.99)?,
             mean: times.iter().sum::<f64>() / times.len() as f64,
             count: times.len(),
@@ -148,7 +151,7 @@ mod tests {
         }
         let times = Times::of(&requests, 2000.0).unwrap();
         assert_eq!((times.count, times.failed), (100, 2));
-        assert_eq!((times.p50, times.p99), (51.0, 2000.0));
+        assert_eq!((times.p50, times.p90, times.p99), (51.0, 91.0, 2000.0));
         assert!((times.mean - (98.0 * 99.0 / 2.0 + 4000.0) / 100.0).abs() < 1e-9);
         assert_eq!(Times::of([], 1.0), None);
     }

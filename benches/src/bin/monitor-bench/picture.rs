@@ -78,7 +78,7 @@ pub fn svg(cells: &[SteadyCell]) -> Option<String> {
          <rect width='100%' height='100%' fill='white'/>\n\
          <text x='{LEFT}' y='18' font-size='13'>Response time of the requests of each second, round {}: \
          p99 (solid) and p50 (dashed)</text>\n\
-         <text x='{LEFT}' y='36' font-size='12'><tspan fill='#3060c0'>with the monitor</tspan>  \
+         <text x='{LEFT}' y='36' font-size='12'><tspan fill='#3060c0'>with the monitor</tspan>, \
          <tspan fill='#c06030'>without, equal weights</tspan>; a request that failed counts as {} s</text>\n\
          {body}</svg>\n",
         LEFT + WIDTH + 20.0,

@@ -73,8 +73,9 @@ struct TroubleRow {
 /// A figure of a run.
 type Figure = (&'static str, &'static str, fn(&Run) -> f64);
 
-const FIGURES: [Figure; 6] = [
+const FIGURES: [Figure; 7] = [
     ("response time, p50", "ms", |run| run.times.p50),
+    ("response time, p90", "ms", |run| run.times.p90),
     ("response time, p99", "ms", |run| run.times.p99),
     ("response time, mean", "ms", |run| run.times.mean),
     ("answers", "/s", |run| run.throughput),
