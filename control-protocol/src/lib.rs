@@ -14,6 +14,7 @@
 //! - [`Divert`], [`Redirect`], [`RedirectsQuery`], [`Restore`], [`List`], [`ConnectionsQuery`],
 //!   [`Stats`], [`Watch`] and [`Version`] are the parameters of one method each. The trait [`Call`] pairs them with their results
 //!   ([`DivertResult`], …), so that no end can mix them up.
+//! - [`NameSet`], [`NameUnset`], [`NameList`] and [`NameImport`] are for the naming server.
 //! - [`read_request`] takes a line to a [`Request`] or to the [`Answer`] that refuses it;
 //!   [`Request::to_line`] and [`Answer::to_line`] write lines. They are pure functions: a server
 //!   brings its own sockets.
@@ -40,6 +41,7 @@ mod answer;
 mod client;
 mod line;
 mod method;
+mod names;
 mod prefix;
 mod request;
 mod results;
@@ -54,6 +56,10 @@ pub use method::{
     Grouping, List, MAX_PAGE, MAX_WITHIN_MS, Method, Redirect, RedirectsQuery, Release, Restore,
     Splice, Stats, TcpMove, Version, Watch,
 };
+pub use names::{
+    DomainName, MAX_TTL, NameAddress, NameImport, NameImportResult, NameInfo, NameList,
+    NameListResult, NameRecords, NameSet, NameSetResult, NameUnset, NameUnsetResult,
+};
 pub use prefix::ClientPrefix;
 pub use request::{Request, read_request};
 pub use results::{
@@ -66,3 +72,6 @@ pub use text::TextError;
 
 /// Where `shuntd` listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/shunt/control.sock";
+
+/// Where `shunt-naming` listens unless told otherwise.
+pub const DEFAULT_NAMING_SOCKET: &str = "/run/shunt/naming.sock";

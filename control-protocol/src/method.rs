@@ -7,6 +7,10 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::{Mirror, MirrorAddress, Service};
+use crate::names::{
+    NameImport, NameImportResult, NameList, NameListResult, NameSet, NameSetResult, NameUnset,
+    NameUnsetResult,
+};
 use crate::prefix::ClientPrefix;
 use crate::results::{
     ConnectionsResult, DivertResult, ListResult, RedirectResult, RedirectsResult, RestoreResult,
@@ -89,6 +93,14 @@ methods! {
     Stats(Stats) => "stats", StatsResult;
     /// Asks for what is measured from now on, an update a second.
     Watch(Watch) => "watch", WatchResult;
+    /// Lists a name, for the naming server to answer.
+    NameSet(NameSet) => "name_set", NameSetResult;
+    /// Lists a name no longer.
+    NameUnset(NameUnset) => "name_unset", NameUnsetResult;
+    /// Asks for one page of the names.
+    NameList(NameList) => "name_list", NameListResult;
+    /// Lists the names of a zone file.
+    NameImport(NameImport) => "name_import", NameImportResult;
     /// Asks who is answering.
     Version(Version) => "version", VersionResult;
 }
@@ -377,7 +389,7 @@ fn some_mirrors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Mirror
     Ok(mirrors)
 }
 
-fn null_is_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_is_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
     T: Default + Deserialize<'de>,
     D: Deserializer<'de>,
@@ -394,7 +406,9 @@ fn within<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     }
 }
 
-fn page_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+pub(crate) fn page_limit<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<u32>, D::Error> {
     match Option::deserialize(deserializer)? {
         Some(limit) if !(1..=MAX_PAGE).contains(&limit) => Err(D::Error::custom(format!(
             "`limit` is {limit}; expected a number from 1 to {MAX_PAGE}"

@@ -102,6 +102,14 @@ pub enum TextError {
         /// The prefix that was probably meant.
         network: IpNet,
     },
+    /// Not a name that can be in the DNS.
+    #[error("\"{seen}\" is not a name: {reason}")]
+    NotAName {
+        /// The whole text.
+        seen: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Not a place in the list of connections as the daemon hands it out.
     #[error("\"{seen}\" is not a cursor; pass on the `next` of an earlier answer as it came")]
     NotACursor {

@@ -8,8 +8,9 @@ use std::process::Command;
 use std::thread;
 
 use control_protocol::{
-    Answer, Call, ConnectionsQuery, Divert, DivertResult, ErrorCode, List, Method, Redirect,
-    RedirectsQuery, Restore, Stats, Version, Watch, read_request,
+    Answer, Call, ConnectionsQuery, Divert, DivertResult, ErrorCode, List, Method, NameImport,
+    NameList, NameSet, NameUnset, Redirect, RedirectsQuery, Restore, Stats, Version, Watch,
+    read_request,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,6 +70,10 @@ fn the_examples_are_right_and_there_is_one_for_each_method() {
             Method::Connections(_) => check_result::<ConnectionsQuery>(&answer),
             Method::Stats(_) => check_result::<Stats>(&answer),
             Method::Watch(_) => check_result::<Watch>(&answer),
+            Method::NameSet(_) => check_result::<NameSet>(&answer),
+            Method::NameUnset(_) => check_result::<NameUnset>(&answer),
+            Method::NameList(_) => check_result::<NameList>(&answer),
+            Method::NameImport(_) => check_result::<NameImport>(&answer),
             Method::Version(_) => check_result::<Version>(&answer),
         }
     }

@@ -528,6 +528,13 @@ impl Handler for Plane {
             // The first of its answers; the server asks for the others.
             Method::Watch(params) => answer(id, self.update(&mut Updates::new(params)).await),
             Method::Version(_) => Answer::ok(id, &self.about),
+            Method::NameSet(_)
+            | Method::NameUnset(_)
+            | Method::NameList(_)
+            | Method::NameImport(_) => {
+                let message = "names are listed at the naming server, shunt-naming, not here";
+                Answer::error(Some(id), ErrorCode::Refused, message)
+            }
         }
     }
 

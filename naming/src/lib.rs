@@ -1,0 +1,18 @@
+//! The enhanced naming server of Shunt (figure 5 of the patent): it stands before the DNS, answers a chosen
+//! set of names from a table of its own, and passes all other queries on.
+//!
+//! From the bottom to the top:
+//! - [`table`]: the listed names, with answers that are ready but for the question;
+//! - [`answer`]: what is to be done about one query. Sans-I/O: bytes, table and time go in, an [`answer::Outcome`] comes out;
+//! - [`passing`]: the queries that have been passed on, and who waits for their answers. Sans-I/O as well;
+//! - [`udp`]: sockets, which decide nothing;
+//! - [`worker`]: the loop over all of these, one thread a core;
+//! - [`config`]: what the server was told.
+
+pub mod answer;
+pub mod config;
+pub mod passing;
+pub mod table;
+pub mod tcp;
+pub mod udp;
+pub mod worker;
