@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use control_protocol::ClientError;
@@ -14,7 +14,16 @@ use nix::unistd::{Gid, Group, Uid, User};
 pub enum Problem {
     /// The daemon is not there, or didn't do it, or its answer got lost.
     Client(ClientError),
-    /// The daemon hands out a page of connections that it has handed out before.
+    /// Nobody listens where the naming server should.
+    NoNamingServer(ClientError),
+    /// A file can't be read.
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The daemon hands out a page that it has handed out before.
     EndlessPages,
     /// The result couldn't be written to standard output.
     Output(io::Error),
@@ -25,6 +34,8 @@ impl Problem {
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Client(ClientError::Refused(_)) => 1,
+            Self::Input { .. } => 2,
+            Self::NoNamingServer(_) => 3,
             Self::Client(
                 ClientError::NobodyListens { .. }
                 | ClientError::PermissionDenied { .. }
@@ -52,7 +63,16 @@ impl Problem {
                 with_sources(error),
                 "what was asked may or may not have been done".to_owned(),
             ],
-            Self::EndlessPages => vec!["the daemon's list of connections has no end".to_owned()],
+            Self::NoNamingServer(error) => vec![
+                with_sources(error),
+                "start the naming server as root with `shunt-naming --upstream ADDR`, or say where it \
+                 listens with --naming PATH or SHUNT_NAMING"
+                    .to_owned(),
+            ],
+            Self::Input { path, error } => {
+                vec![format!("can't read {}: {error}", path.display())]
+            }
+            Self::EndlessPages => vec!["the daemon's list has no end".to_owned()],
             Self::Output(error) => vec![format!("can't write the result: {error}")],
         }
     }

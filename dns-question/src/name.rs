@@ -12,6 +12,9 @@ pub const MAX_NAME: usize = 255;
 /// Bytes of the longest label.
 const MAX_LABEL: usize = 63;
 
+/// The label that makes a name a wildcard, with its length before it.
+pub(crate) const WILDCARD: &[u8] = b"\x01*";
+
 /// A name in the form that it has in a message, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WireName(Box<[u8]>);
@@ -63,7 +66,7 @@ impl WireName {
 
     /// What it is a wildcard for: the name behind `*.`; `None` if it is no wildcard (RFC 4592).
     pub(crate) fn wildcard_parent(&self) -> Option<&[u8]> {
-        self.0.strip_prefix(b"\x01*")
+        self.0.strip_prefix(WILDCARD)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use crate::name::{Lowered, WireName};
+use crate::name::{Lowered, WILDCARD, WireName};
 
 /// Values by name. Keyed with random numbers, as clients choose what is looked up.
 #[derive(Debug, Clone)]
@@ -83,6 +83,13 @@ impl<T> Names<T> {
         self.find_above(lowered.as_bytes())
     }
 
+    fn is_listed(&self, name: &[u8]) -> bool {
+        match name.strip_prefix(WILDCARD) {
+            Some(parent) => self.wildcards.contains_key(parent),
+            None => self.exact.contains_key(name),
+        }
+    }
+
     /// The wildcard below the closest listed name above this one.
     fn find_above(&self, name: &[u8]) -> Option<&T> {
         let mut above = parent(name);
@@ -92,7 +99,7 @@ impl<T> Names<T> {
                 if let Some(value) = self.wildcards.get(name) {
                     return Some(value);
                 }
-                if self.exact.contains_key(name) {
+                if self.is_listed(name) {
                     return None;
                 }
             }

@@ -7,11 +7,17 @@
 //! - [`passing`]: the queries that have been passed on, and who waits for their answers. Sans-I/O as well;
 //! - [`udp`]: sockets, which decide nothing;
 //! - [`worker`]: the loop over all of these, one thread a core;
-//! - [`config`]: what the server was told.
+//! - [`tcp`]: the same over TCP, a task a client;
+//! - [`records`], [`catalogue`], [`state`], [`control`]: the names as they are told, kept on the disk, and shown;
+//! - [`config`]: what the server was told at its start.
 
 pub mod answer;
+pub mod catalogue;
 pub mod config;
+pub mod control;
 pub mod passing;
+pub mod records;
+pub mod state;
 pub mod table;
 pub mod tcp;
 pub mod udp;

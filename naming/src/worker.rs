@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use crate::answer::{Asked, Outcome, Rules, Transport, failure};
 use crate::passing::{FlightId, LaneId, Limits, Overdue, Passing, UpstreamId};
 use crate::table::Table;
-use crate::udp::{Inbox, Lanes, Listener, Local};
+use crate::udp::{Bound, Inbox, Lanes, Listener, Local};
 
 /// Bytes of the longest answer that an upstream may give.
 const MAX_ANSWER: usize = 65_535;
@@ -72,7 +72,7 @@ impl Workers {
     /// # Errors
     /// The system has no descriptors or threads left.
     pub fn start(
-        listeners: Vec<Vec<Listener>>,
+        listeners: Vec<Vec<Bound>>,
         shared: &Arc<Shared>,
         limits: Limits,
     ) -> io::Result<Self> {
@@ -87,17 +87,10 @@ impl Workers {
             threads: Vec::new(),
         };
         for (number, listeners) in listeners.into_iter().enumerate() {
-            let worker = Worker::new(
-                listeners,
-                Arc::clone(shared),
-                limits,
-                Arc::clone(&workers.stop),
-            );
-            let thread = worker.and_then(|worker| {
-                thread::Builder::new()
-                    .name(format!("worker {number}"))
-                    .spawn(move || worker.run())
-            });
+            let (shared, stop) = (Arc::clone(shared), Arc::clone(&workers.stop));
+            let thread = thread::Builder::new()
+                .name(format!("worker {number}"))
+                .spawn(move || Worker::new(listeners, shared, limits, stop)?.run());
             match thread {
                 Ok(thread) => workers.threads.push(thread),
                 Err(error) => {
@@ -143,11 +136,12 @@ struct Worker {
 
 impl Worker {
     fn new(
-        listeners: Vec<Listener>,
+        listeners: Vec<Bound>,
         shared: Arc<Shared>,
         limits: Limits,
         stop: Arc<Stop>,
     ) -> io::Result<Self> {
+        let listeners: Vec<Listener> = listeners.into_iter().map(Listener::from).collect();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         for (number, listener) in (0..).zip(&listeners) {
             epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, number))?;

@@ -123,9 +123,6 @@ mod flag {
 /// Bytes of an answer over UDP that every client takes (RFC 1035, section 4.2.1).
 const SMALLEST_LIMIT: usize = 512;
 
-/// Steps from alias to alias within the table.
-const MAX_ALIASES: usize = 8;
-
 impl Rules {
     /// Decides about a query. An answer is appended to `out`, to which nothing else is done; `random` picks
     /// among several records.

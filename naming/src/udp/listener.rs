@@ -28,7 +28,15 @@ pub struct BindError {
     pub errno: Errno,
 }
 
-/// One worker's socket at one address.
+/// A socket that a worker will have.
+#[derive(Debug)]
+pub struct Bound {
+    socket: OwnedFd,
+    /// Whether it is bound to all addresses.
+    is_wildcard: bool,
+}
+
+/// One worker's socket at one address. Stays in the worker's thread, as the room for what comes in does.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
@@ -38,7 +46,7 @@ pub struct Listener {
     pub outbox: Outbox,
 }
 
-impl Listener {
+impl Bound {
     /// Listens at `address`, together with the other workers.
     ///
     /// # Errors
@@ -49,11 +57,22 @@ impl Listener {
         let socket = open(address, is_wildcard).map_err(failed)?;
         Ok(Self {
             socket,
-            inbox: Inbox::new(MAX_QUERY, is_wildcard),
-            outbox: Outbox::default(),
+            is_wildcard,
         })
     }
+}
 
+impl From<Bound> for Listener {
+    fn from(bound: Bound) -> Self {
+        Self {
+            socket: bound.socket,
+            inbox: Inbox::new(MAX_QUERY, bound.is_wildcard),
+            outbox: Outbox::default(),
+        }
+    }
+}
+
+impl Listener {
     /// Takes a batch of what has come. `false`: nothing has.
     pub fn receive(&mut self) -> bool {
         // An error is about some answer that couldn't be delivered, and is gone by being told.

@@ -22,7 +22,7 @@ use nix::sys::socket::{
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, SocketAddrAny, sendmmsg};
 
 pub use lanes::{Lane, Lanes};
-pub use listener::{BindError, Listener, check_free};
+pub use listener::{BindError, Bound, Listener, check_free};
 
 /// Datagrams for one system call.
 pub const BATCH: usize = 32;
