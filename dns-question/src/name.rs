@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::message::Malformed;
+use crate::message::{Malformed, Question};
 
 /// Bytes of the longest name, length bytes and end included (RFC 1035, section 3.1).
 pub const MAX_NAME: usize = 255;
@@ -59,6 +59,11 @@ impl WireName {
         Ok(Self(wire.into()))
     }
 
+    /// The name that a question is about.
+    pub fn from_question(question: &Question<'_>) -> Self {
+        Self(question.name.to_ascii_lowercase().into())
+    }
+
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -79,7 +84,7 @@ impl fmt::Display for WireName {
 }
 
 /// Writes a name that was checked.
-pub(crate) fn write_name(name: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn write_name(name: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut rest = name;
     let mut is_first = true;
     while let [length, after @ ..] = rest

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use control_protocol::{DEFAULT_NAMING_SOCKET, MAX_TTL};
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-use crate::answer::{OtherTypes, Rules};
+use crate::answer::{CookieSecret, OtherTypes, Rules};
 use crate::passing::MAX_UPSTREAMS;
 use crate::tcp;
 
@@ -62,6 +63,32 @@ pub struct Options {
     /// How long a TCP client may be silent [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub tcp_idle_timeout: Option<Time>,
+    /// Answer only these clients (repeatable) [default: all]
+    #[arg(long, value_name = "CIDR")]
+    pub client: Vec<IpNet>,
+    /// The most answers a second over UDP to clients of one prefix (/24, /56), or off [default: 1000]
+    ///
+    /// So that the server is of no use for flooding others in their name. What is too much gets nothing, or the
+    /// advice to ask over TCP. Clients with a cookie (RFC 7873) prove that they are who they say, and have no limit.
+    #[arg(long, value_name = "N|off")]
+    pub rate_limit: Option<Rate>,
+    /// Clients whom the rate limit doesn't concern (repeatable)
+    ///
+    /// A rewriter's proxy addresses, for instance, from which all of its clients come.
+    #[arg(long, value_name = "CIDR")]
+    pub rate_limit_exempt: Vec<IpNet>,
+    /// Give no cookies (RFC 7873) with answers from the table
+    #[arg(long)]
+    pub no_cookies: bool,
+    /// Write each query into this file [default: no]
+    #[arg(long, value_name = "PATH")]
+    pub query_log: Option<PathBuf>,
+    /// The size in bytes at which the query log is put aside, in place of the one before [default: 67108864]
+    #[arg(long, value_name = "BYTES")]
+    pub query_log_size: Option<u64>,
+    /// Serve metrics for Prometheus at this address [default: no]
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// Control socket [default: /run/shunt/naming.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -140,6 +167,27 @@ impl FromStr for Time {
     }
 }
 
+/// A number of answers a second, or none: written `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(pub Option<u32>);
+
+/// Why a text is no rate.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("expected off, or a number of answers a second from 1 to 1000000")]
+pub struct RateError;
+
+impl FromStr for Rate {
+    type Err = RateError;
+
+    fn from_str(text: &str) -> Result<Self, RateError> {
+        match text.parse() {
+            Ok(rate @ 1..=1_000_000) => Ok(Self(Some(rate))),
+            _ if text == "off" => Ok(Self(None)),
+            _ => Err(RateError),
+        }
+    }
+}
+
 /// Reads from the file what is written there as on the command line.
 macro_rules! deserialize_from_text {
     ($($name:ty),+) => {
@@ -154,6 +202,24 @@ macro_rules! deserialize_from_text {
 }
 
 deserialize_from_text!(Endpoint, Time);
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // A number needs no quotes.
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a text or a number")]
+        enum TextOrNumber {
+            Text(String),
+            Number(i64),
+        }
+
+        match TextOrNumber::deserialize(deserializer)? {
+            TextOrNumber::Text(text) => text.parse(),
+            TextOrNumber::Number(number) => number.to_string().parse(),
+        }
+        .map_err(serde::de::Error::custom)
+    }
+}
 
 /// What the server does, with every gap filled.
 #[derive(Debug, Clone)]
@@ -174,6 +240,14 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// How TCP clients are served.
     pub tcp: tcp::Limits,
+    /// The most answers a second for one prefix; none: no limit.
+    pub rate_limit: Option<u32>,
+    /// Whom that doesn't concern.
+    pub rate_limit_exempt: Vec<IpNet>,
+    /// Where queries are written down, and how large that file gets, in bytes.
+    pub query_log: Option<(PathBuf, u64)>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
     /// Where the control socket is.
     pub socket: PathBuf,
     /// Where the names are kept.
@@ -223,6 +297,14 @@ pub enum ConfigError {
     /// The upstream's address stands for no machine.
     #[error("upstream {0} is the address of no machine")]
     NoMachine(SocketAddr),
+    /// A prefix has bits set behind its length.
+    #[error("{given} has host bits set; did you mean {meant}?")]
+    HostBits {
+        /// What was given.
+        given: IpNet,
+        /// The prefix that it lies in.
+        meant: IpNet,
+    },
     /// A number that can't be.
     #[error("{option} must be from {least} to {most}, not {given}")]
     OutOfRange {
@@ -269,6 +351,13 @@ impl Options {
             max_udp_size: self.max_udp_size.or(other.max_udp_size),
             tcp_clients: self.tcp_clients.or(other.tcp_clients),
             tcp_idle_timeout: self.tcp_idle_timeout.or(other.tcp_idle_timeout),
+            client: or_list(self.client, other.client),
+            rate_limit: self.rate_limit.or(other.rate_limit),
+            rate_limit_exempt: or_list(self.rate_limit_exempt, other.rate_limit_exempt),
+            no_cookies: self.no_cookies || other.no_cookies,
+            query_log: self.query_log.or(other.query_log),
+            query_log_size: self.query_log_size.or(other.query_log_size),
+            metrics: self.metrics.or(other.metrics),
             socket: self.socket.or(other.socket),
             state: self.state.or(other.state),
         }
@@ -303,6 +392,16 @@ impl Options {
                 return Err(ConfigError::Itself(*upstream));
             }
         }
+        for net in self.client.iter().chain(&self.rate_limit_exempt) {
+            if net.trunc() != *net {
+                return Err(ConfigError::HostBits {
+                    given: *net,
+                    meant: net.trunc(),
+                });
+            }
+        }
+        let query_log_size = self.query_log_size.unwrap_or(64 << 20);
+        within("query-log-size", query_log_size, 1 << 12, 1 << 40)?;
         let workers = self.workers.unwrap_or_else(|| {
             let cores = thread::available_parallelism().map_or(1, usize::from);
             cores.clamp(1, 256) as u16
@@ -329,6 +428,8 @@ impl Options {
                     Some(OtherTypesKind::Empty) | None => OtherTypes::Empty,
                     Some(OtherTypesKind::Pass) => OtherTypes::Pass,
                 },
+                clients: self.client,
+                cookies: (!self.no_cookies).then(CookieSecret::random),
             },
             upstream_timeout: time(self.upstream_timeout, Duration::from_secs(1)),
             max_in_flight,
@@ -336,6 +437,10 @@ impl Options {
                 max_clients: tcp_clients,
                 idle_timeout: time(self.tcp_idle_timeout, Duration::from_secs(10)),
             },
+            rate_limit: self.rate_limit.map_or(Some(1000), |rate| rate.0),
+            rate_limit_exempt: self.rate_limit_exempt,
+            query_log: self.query_log.map(|path| (path, query_log_size)),
+            metrics: self.metrics,
             socket: self.socket.unwrap_or_else(|| DEFAULT_NAMING_SOCKET.into()),
             state: self
                 .state
@@ -376,5 +481,135 @@ fn within(option: &'static str, given: u64, least: u64, most: u64) -> Result<(),
             least,
             most,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from_toml(text: &str) -> Result<Options, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Options::read(file.path()).map_err(|error| error.to_string())
+    }
+
+    fn settled(text: &str) -> Result<Settings, String> {
+        from_toml(text)?.settle().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_file_has_a_place_for_every_flag() {
+        let settings = settled(
+            r#"
+            listen = ["192.0.2.5", "[2001:db8::5]:5353"]
+            upstream = ["192.0.2.53", "2001:db8::53"]
+            workers = 3
+            ttl = 30
+            other-types = "pass"
+            upstream-timeout = "500ms"
+            max-in-flight = 100
+            max-udp-size = 1400
+            tcp-clients = 10
+            tcp-idle-timeout = "2s"
+            client = ["10.1.0.0/24"]
+            rate-limit = 50
+            rate-limit-exempt = ["10.10.10.10/32"]
+            no-cookies = true
+            query-log = "/tmp/q"
+            query-log-size = 10000
+            metrics = "127.0.0.1:9353"
+            socket = "/tmp/s"
+            state = "/tmp/n"
+            "#,
+        )
+        .unwrap();
+        let addresses =
+            |list: &[SocketAddr]| -> Vec<String> { list.iter().map(ToString::to_string).collect() };
+        assert_eq!(
+            addresses(&settings.listen),
+            ["192.0.2.5:53", "[2001:db8::5]:5353"]
+        );
+        assert_eq!(
+            addresses(&settings.upstreams),
+            ["192.0.2.53:53", "[2001:db8::53]:53"]
+        );
+        assert_eq!(
+            (settings.workers, settings.ttl, settings.max_in_flight),
+            (3, 30, 100)
+        );
+        assert_eq!(settings.rules.other_types, OtherTypes::Pass);
+        assert_eq!(settings.rules.max_udp_size, 1400);
+        assert!(settings.rules.cookies.is_none());
+        assert_eq!(settings.rules.clients.len(), 1);
+        assert_eq!(settings.upstream_timeout, Duration::from_millis(500));
+        assert_eq!(
+            (
+                settings.tcp.max_clients,
+                settings.tcp.idle_timeout.as_secs()
+            ),
+            (10, 2)
+        );
+        assert_eq!(
+            (settings.rate_limit, settings.rate_limit_exempt.len()),
+            (Some(50), 1)
+        );
+        assert_eq!(settings.query_log, Some(("/tmp/q".into(), 10_000)));
+        assert!(settings.metrics.is_some());
+        // As many keys as the command line has flags, so none has been forgotten above.
+        let command = Options::augment_args(clap::Command::new("shunt-naming"));
+        assert_eq!(command.get_arguments().count(), 19);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let error = |text: &str| settled(text).unwrap_err();
+        assert!(error("").contains("--upstream IP[:PORT]"));
+        assert!(error("upsteam = [\"192.0.2.53\"]").contains("upsteam"));
+        let with_upstream = |line: &str| error(&format!("upstream = [\"192.0.2.53\"]\n{line}"));
+        assert_eq!(
+            with_upstream("max-udp-size = 511"),
+            "max-udp-size must be from 512 to 4096, not 511"
+        );
+        assert!(with_upstream("rate-limit = 0").contains("expected off, or a number"));
+        assert!(with_upstream("upstream-timeout = \"1ms\"").contains("from 100ms to 1h"));
+        assert!(with_upstream("client = [\"10.1.0.5/24\"]").contains("did you mean 10.1.0.0/24?"));
+        assert_eq!(
+            error("upstream = [\"192.0.2.53\", \"192.0.2.53:53\"]"),
+            "upstream 192.0.2.53:53 is given twice"
+        );
+        assert!(error("upstream = [\"0.0.0.0\"]").contains("no machine"));
+        for itself in ["127.0.0.1", "::1"] {
+            assert!(
+                error(&format!("upstream = [\"{itself}\"]")).contains("in circles"),
+                "{itself}"
+            );
+        }
+        assert!(
+            settled("upstream = [\"127.0.0.1:5353\"]").is_ok(),
+            "another port is another server"
+        );
+    }
+
+    #[test]
+    fn endpoints() {
+        for (text, endpoint) in [
+            ("192.0.2.1", "192.0.2.1:53"),
+            ("192.0.2.1:5353", "192.0.2.1:5353"),
+            ("2001:db8::1", "[2001:db8::1]:53"),
+            ("[2001:db8::1]", "[2001:db8::1]:53"),
+            ("[2001:db8::1]:5353", "[2001:db8::1]:5353"),
+        ] {
+            assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), endpoint);
+        }
+        for wrong in [
+            "",
+            "dns.test",
+            "192.0.2.1:0",
+            "192.0.2.1:x",
+            "::ffff:192.0.2.1",
+        ] {
+            assert_eq!(wrong.parse::<Endpoint>(), Err(EndpointError), "{wrong}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use control_protocol::{
     Answer, ErrorCode, MAX_TTL, Method, NameImport, NameImportResult, NameList, NameListResult,
     NameSet, NameSetResult, NameUnset, NameUnsetResult, Request, VersionResult, Watch,
@@ -38,7 +39,9 @@ pub enum ControlError {
 /// All that the control socket can change.
 #[derive(Debug)]
 pub struct Control {
-    catalogue: Mutex<Arc<Catalogue>>,
+    catalogue: ArcSwap<Catalogue>,
+    /// One change at a time.
+    changing: Mutex<()>,
     state: Arc<StateFile>,
     shared: Arc<Shared>,
     /// What names live without a time of their own, in seconds.
@@ -68,7 +71,8 @@ impl Control {
         }
         shared.table.store(catalogue.table());
         Ok(Self {
-            catalogue: Mutex::new(Arc::new(catalogue)),
+            catalogue: ArcSwap::from_pointee(catalogue),
+            changing: Mutex::new(()),
             state: Arc::new(state),
             shared,
             ttl,
@@ -77,8 +81,8 @@ impl Control {
     }
 
     /// The names as they are.
-    pub async fn catalogue(&self) -> Arc<Catalogue> {
-        Arc::clone(&*self.catalogue.lock().await)
+    pub fn catalogue(&self) -> Arc<Catalogue> {
+        self.catalogue.load_full()
     }
 
     async fn set(&self, params: NameSet) -> Result<NameSetResult, ControlError> {
@@ -97,8 +101,8 @@ impl Control {
         Ok(NameUnsetResult { answered })
     }
 
-    async fn list(&self, params: NameList) -> NameListResult {
-        self.catalogue().await.page(&params)
+    fn list(&self, params: &NameList) -> NameListResult {
+        self.catalogue().page(params)
     }
 
     async fn import(&self, params: NameImport) -> Result<NameImportResult, ControlError> {
@@ -127,13 +131,13 @@ impl Control {
         &self,
         work: impl FnOnce(&mut Catalogue) -> Result<T, ControlError>,
     ) -> Result<T, ControlError> {
-        let mut current = self.catalogue.lock().await;
-        let mut changed = (**current).clone();
+        let _turn = self.changing.lock().await;
+        let mut changed = (*self.catalogue()).clone();
         let result = work(&mut changed)?;
         let (state, sets) = (Arc::clone(&self.state), changed.to_sets());
         tokio::task::spawn_blocking(move || state.write(sets)).await??;
         self.shared.table.store(changed.table());
-        *current = Arc::new(changed);
+        self.catalogue.store(Arc::new(changed));
         Ok(result)
     }
 }
@@ -146,7 +150,7 @@ impl Handler for Control {
         match request.method {
             Method::NameSet(params) => answer(id, self.set(params).await),
             Method::NameUnset(params) => answer(id, self.unset(params).await),
-            Method::NameList(params) => Answer::ok(id, &self.list(params).await),
+            Method::NameList(params) => Answer::ok(id, &self.list(&params)),
             Method::NameImport(params) => answer(id, self.import(params).await),
             Method::Version(_) => Answer::ok(id, &self.about),
             _ => elsewhere(id),

@@ -17,7 +17,10 @@ use control_server::ControlSocket;
 use log::{info, warn};
 use naming::config::{Options, Settings};
 use naming::control::Control;
+use naming::counters::Counters;
+use naming::metrics::{self, Metrics};
 use naming::passing;
+use naming::query_log::QueryLog;
 use naming::state::StateFile;
 use naming::table::Table;
 use naming::tcp;
@@ -124,18 +127,33 @@ fn run(settings: &Settings) -> Result<()> {
     let (_socket, listener) = ControlSocket::bind(&settings.socket)?;
     let state = StateFile::open(&settings.state)?;
     raise_descriptor_limit();
+    let (query_log, log_writer) = match &settings.query_log {
+        Some((path, size)) => {
+            let (log, writer) = QueryLog::start(path, *size)
+                .with_context(|| format!("can't write the query log {}", path.display()))?;
+            (Some(log), Some(writer))
+        }
+        None => (None, None),
+    };
     // The workers have threads of their own; all else is little.
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("can't start the control runtime")?
-        .block_on(serve(settings, listener, state))
+        .context("can't start the control runtime")?;
+    let ended = runtime.block_on(serve(settings, listener, state, query_log));
+    // Whoever may write into the log must be gone before it can end.
+    drop(runtime);
+    if let Some(writer) = log_writer {
+        writer.join();
+    }
+    ended
 }
 
 async fn serve(
     settings: &Settings,
     listener: std::os::unix::net::UnixListener,
     state: StateFile,
+    query_log: Option<QueryLog>,
 ) -> Result<()> {
     let listener = UnixListener::from_std(listener).context("can't serve the control socket")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("can't wait for SIGINT")?;
@@ -145,6 +163,12 @@ async fn serve(
         table: ArcSwap::from_pointee(Table::new()),
         rules: settings.rules.clone(),
         upstreams: settings.upstreams.clone(),
+        rate_limit: settings.rate_limit,
+        rate_limit_exempt: settings.rate_limit_exempt.clone(),
+        query_log,
+        counters: (0..=settings.workers)
+            .map(|_| Counters::new(settings.upstreams.len()))
+            .collect(),
     });
     let about = VersionResult {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -157,7 +181,7 @@ async fn serve(
     };
     let control = Control::new(state, Arc::clone(&shared), settings.ttl, about)?;
     let control = Arc::new(control);
-    let names = control.catalogue().await.len();
+    let names = control.catalogue().len();
 
     for address in &settings.listen {
         check_free(*address)?;
@@ -195,6 +219,12 @@ async fn serve(
             Arc::clone(&shared),
             Arc::clone(&upstreams),
         ));
+    }
+    if let Some(address) = settings.metrics {
+        let listener =
+            listen_tcp(address).with_context(|| format!("can't serve metrics at {address}"))?;
+        let metrics = Metrics::new(Arc::clone(&shared), Arc::clone(&control));
+        tokio::spawn(metrics::serve(listener, Arc::new(metrics)));
     }
     info!(
         "ready: {names} name(s), {} worker(s); listening at {}; control socket at {}",

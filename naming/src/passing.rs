@@ -182,7 +182,7 @@ impl<W> Passing<W> {
     /// As many as there may be are under way.
     pub fn begin(
         &mut self,
-        query: &[u8],
+        query: Vec<u8>,
         waiting: W,
         now: Instant,
     ) -> Result<(FlightId, UpstreamId), Full> {
@@ -192,7 +192,7 @@ impl<W> Passing<W> {
         let upstream = self.choose(&[], now);
         let flight = Flight {
             waiting,
-            query: query.to_vec(),
+            query,
             attempts: Vec::with_capacity(1),
             tries: 0,
             upstream,

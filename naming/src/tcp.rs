@@ -10,7 +10,7 @@ mod upstreams;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::warn;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -22,8 +22,9 @@ use tokio::time::{sleep, timeout};
 
 pub use upstreams::Upstreams;
 
-use crate::answer::{Asked, Outcome, Transport, failure};
-use crate::worker::Shared;
+use crate::answer::{Asked, Follow, Outcome, Transport, failure};
+use crate::counters::Count;
+use crate::worker::{Shared, moment};
 
 /// Queries that one client may have under way.
 const MAX_PIPELINED: usize = 32;
@@ -108,31 +109,67 @@ async fn converse(
             client,
             transport: Transport::Tcp,
         };
-        let outcome =
-            shared
-                .rules
-                .handle(&asked, &shared.table.load(), rand::random(), &mut answer);
-        match outcome {
-            Outcome::Answered(_) => write_answer(&writer, &answer).await?,
+        let moment = moment(Instant::now(), rand::random());
+        let table = shared.table.load_full();
+        let outcome = shared
+            .rules
+            .handle(&asked, &table, moment, None, &mut answer);
+        let Some(counters) = shared.counters.last() else {
+            return Ok(());
+        };
+        let count = Count::from(&outcome);
+        counters.count(count);
+        shared.log(counters, &asked, count);
+        let follow = match outcome {
+            Outcome::Answered(_) => {
+                write_answer(&writer, &answer).await?;
+                continue;
+            }
             // There is no telling what such a client would say next.
             Outcome::Dropped(_) => return Ok(()),
-            Outcome::Pass => {
-                let (writer, upstreams) = (Arc::clone(&writer), Arc::clone(&upstreams));
-                passed.spawn(async move {
-                    let mut answer = upstreams.ask(&query).await;
-                    if answer.is_empty() {
-                        failure(&query, &mut answer);
-                    }
-                    write_answer(&writer, &answer).await
-                });
-            }
-        }
+            Outcome::Pass => None,
+            Outcome::Follow(follow) => Some(follow),
+        };
+        let (writer, upstreams) = (Arc::clone(&writer), Arc::clone(&upstreams));
+        let shared = Arc::clone(&shared);
+        passed.spawn(async move {
+            let answer = pass(&query, follow.as_deref(), &shared, &upstreams).await;
+            write_answer(&writer, &answer).await
+        });
     }
     // It will say no more, but may still listen.
     while let Some(ended) = passed.join_next().await {
         ended.map_err(io::Error::other)??;
     }
     Ok(())
+}
+
+/// The DNS's answer to a query, or the part of it that an alias needs.
+async fn pass(
+    query: &[u8],
+    follow: Option<&Follow>,
+    shared: &Shared,
+    upstreams: &Upstreams,
+) -> Vec<u8> {
+    let counters = shared.counters.last();
+    let passed = follow.map_or(query, |follow| &follow.query);
+    let answer = upstreams.ask(passed, counters).await;
+    if let Some(counters) = counters {
+        let is_answered = answer.is_some();
+        counters.count(if is_answered {
+            Count::Returned
+        } else {
+            Count::Unanswered
+        });
+    }
+    let mut joined = Vec::new();
+    match (follow, answer) {
+        (None, Some(answer)) => return answer,
+        (None, None) => failure(query, &mut joined),
+        (Some(follow), Some(answer)) => follow.join(&answer, &mut joined),
+        (Some(follow), None) => follow.fail(&mut joined),
+    }
+    joined
 }
 
 /// The next message; `None`: the other end has finished.

@@ -8,17 +8,22 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use dns_question::{Header, Question};
+use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::answer::{Asked, Outcome, Rules, Transport, failure};
-use crate::passing::{FlightId, LaneId, Limits, Overdue, Passing, UpstreamId};
+use crate::answer::{Asked, Follow, Moment, Outcome, Rules, Transport, failure};
+use crate::counters::{Count, Counters};
+use crate::limit::RateLimit;
+use crate::passing::{FlightId, Landed, LaneId, Limits, Overdue, Passing, UpstreamId};
+use crate::query_log::{self, QueryLog};
 use crate::table::Table;
 use crate::udp::{Bound, Inbox, Lanes, Listener, Local};
 
@@ -42,6 +47,49 @@ pub struct Shared {
     pub rules: Rules,
     /// Whom queries are passed to.
     pub upstreams: Vec<SocketAddr>,
+    /// The most answers a second for each prefix of clients, of all workers together; none: no limit.
+    pub rate_limit: Option<u32>,
+    /// Whom the rate limit doesn't concern.
+    pub rate_limit_exempt: Vec<IpNet>,
+    /// Where queries are written down.
+    pub query_log: Option<QueryLog>,
+    /// What each worker counts, and last what is counted over TCP.
+    pub counters: Vec<Counters>,
+}
+
+impl Shared {
+    /// Writes a query down, if queries are.
+    pub fn log(&self, counters: &Counters, asked: &Asked<'_>, done: Count) {
+        let Some(log) = &self.query_log else {
+            return;
+        };
+        let end = Question::read(asked.message).map_or(0, |question| question.end());
+        let is_put = log.put(query_log::Entry {
+            at: SystemTime::now(),
+            client: asked.client,
+            transport: asked.transport,
+            query: asked
+                .message
+                .get(..end.max(Header::LENGTH))
+                .unwrap_or(asked.message)
+                .into(),
+            done,
+        });
+        if !is_put {
+            counters.count(Count::Unlogged);
+        }
+    }
+}
+
+/// What there is to a query at this moment.
+pub fn moment(now: Instant, random: u64) -> Moment {
+    // Before 1970 cookies would fail, and nothing else.
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Moment {
+        now,
+        seconds: since_1970.map_or(0, |time| time.as_secs() as u32),
+        random,
+    }
 }
 
 /// Workers that run.
@@ -64,6 +112,8 @@ struct Waiting {
     listener: usize,
     client: SocketAddr,
     local: Option<Local>,
+    /// Only a part of the answer is waited for.
+    follow: Option<Box<Follow>>,
 }
 
 impl Workers {
@@ -88,6 +138,7 @@ impl Workers {
         };
         for (number, listeners) in listeners.into_iter().enumerate() {
             let (shared, stop) = (Arc::clone(shared), Arc::clone(&workers.stop));
+            let limits = (number, limits);
             let thread = thread::Builder::new()
                 .name(format!("worker {number}"))
                 .spawn(move || Worker::new(listeners, shared, limits, stop)?.run());
@@ -123,6 +174,8 @@ impl Workers {
 }
 
 struct Worker {
+    number: usize,
+    limit: Option<RateLimit>,
     listeners: Vec<Listener>,
     lanes: Lanes,
     /// What has come from upstreams.
@@ -138,7 +191,7 @@ impl Worker {
     fn new(
         listeners: Vec<Bound>,
         shared: Arc<Shared>,
-        limits: Limits,
+        (number, limits): (usize, Limits),
         stop: Arc<Stop>,
     ) -> io::Result<Self> {
         let listeners: Vec<Listener> = listeners.into_iter().map(Listener::from).collect();
@@ -150,7 +203,17 @@ impl Worker {
             stop.bell.as_fd(),
             EpollEvent::new(EpollFlags::EPOLLIN, STOP),
         )?;
+        let workers = shared.counters.len().saturating_sub(1).max(1) as u32;
+        let limit = shared.rate_limit.map(|limit| {
+            RateLimit::new(
+                limit.div_ceil(workers),
+                shared.rate_limit_exempt.clone(),
+                Instant::now(),
+            )
+        });
         Ok(Self {
+            number,
+            limit,
             listeners,
             lanes: Lanes::new(shared.upstreams.clone()),
             answers: Inbox::new(MAX_ANSWER, false),
@@ -181,8 +244,12 @@ impl Worker {
             }
             self.look_after_overdue(now);
             self.lanes.send();
+            let counters = &self.shared.counters[self.number];
             for listener in &mut self.listeners {
-                listener.send();
+                let unsent = listener.send();
+                if unsent > 0 {
+                    counters.add(Count::Unsent, unsent);
+                }
             }
             if now.saturating_duration_since(tidied) >= TIDY_INTERVAL {
                 tidied = now;
@@ -212,6 +279,8 @@ impl Worker {
             return;
         }
         let table = self.shared.table.load();
+        let counters = &self.shared.counters[self.number];
+        let mut moment = moment(now, 0);
         let Listener { inbox, outbox, .. } = listener;
         for (received, message) in inbox.datagrams() {
             let Some(client) = received.from() else {
@@ -222,19 +291,30 @@ impl Worker {
                 client,
                 transport: Transport::Udp,
             };
-            let random = self.random.random();
+            moment.random = self.random.random();
             let outcome = outbox.put(Some(client), received.local, |out| {
-                self.shared.rules.handle(&asked, &table, random, out)
+                let rules = &self.shared.rules;
+                rules.handle(&asked, &table, moment, self.limit.as_mut(), out)
             });
-            if outcome != Outcome::Pass {
-                continue;
-            }
+            let count = Count::from(&outcome);
+            counters.count(count);
+            self.shared.log(counters, &asked, count);
+            let follow = match outcome {
+                Outcome::Answered(_) | Outcome::Dropped(_) => continue,
+                Outcome::Pass => None,
+                Outcome::Follow(follow) => Some(follow),
+            };
+            let passed = match &follow {
+                Some(follow) => follow.query.clone(),
+                None => message.to_vec(),
+            };
             let waiting = Waiting {
                 listener: number,
                 client,
                 local: received.local,
+                follow,
             };
-            match self.passing.begin(message, waiting, now) {
+            match self.passing.begin(passed, waiting, now) {
                 Ok((flight, upstream)) => send(
                     &mut self.lanes,
                     &mut self.passing,
@@ -243,7 +323,10 @@ impl Worker {
                     (flight, upstream),
                     now,
                 ),
-                Err(_) => outbox.put(Some(client), received.local, |out| failure(message, out)),
+                Err(_) => {
+                    counters.count(Count::Overloaded);
+                    outbox.put(Some(client), received.local, |out| failure(message, out));
+                }
             }
         }
     }
@@ -261,33 +344,44 @@ impl Worker {
                 return;
             }
         }
+        let counters = &self.shared.counters[self.number];
         for (_, message) in self.answers.datagrams() {
-            let Ok((landed, _)) = self.passing.answer(id, message, now) else {
+            let (landed, answered) = match self.passing.answer(id, message, now) {
+                Ok(landed) => landed,
+                Err(stray) => {
+                    counters.count(stray);
+                    continue;
+                }
+            };
+            counters.count(Count::Returned);
+            counters.measure(answered.upstream, answered.latency);
+            let Landed { waiting, query } = landed;
+            let Some(listener) = self.listeners.get_mut(waiting.listener) else {
                 continue;
             };
-            let Waiting {
-                listener,
-                client,
-                local,
-            } = landed.waiting;
-            let Some(listener) = self.listeners.get_mut(listener) else {
-                continue;
+            let write = |out: &mut Vec<u8>| match &waiting.follow {
+                Some(follow) => follow.join(message, out),
+                None => {
+                    // The answer as it came, with the client's id.
+                    out.extend_from_slice(query.get(..2).unwrap_or_default());
+                    out.extend_from_slice(message.get(2..).unwrap_or_default());
+                }
             };
-            listener.outbox.put(Some(client), local, |out| {
-                // The answer as it came, with the client's id.
-                out.extend(landed.query.iter().take(2));
-                out.extend(message.iter().skip(2));
-            });
+            listener
+                .outbox
+                .put(Some(waiting.client), waiting.local, write);
         }
     }
 
     fn look_after_overdue(&mut self, now: Instant) {
+        let counters = &self.shared.counters[self.number];
         while let Some(overdue) = self.passing.overdue(now) {
             match overdue {
                 Overdue::Again(flight) => {
                     let Some(upstream) = self.passing.upstream(flight) else {
                         continue;
                     };
+                    counters.count(Count::Repeated);
                     send(
                         &mut self.lanes,
                         &mut self.passing,
@@ -297,17 +391,18 @@ impl Worker {
                         now,
                     );
                 }
-                Overdue::GivenUp(landed) => {
-                    let Waiting {
-                        listener,
-                        client,
-                        local,
-                    } = landed.waiting;
-                    if let Some(listener) = self.listeners.get_mut(listener) {
-                        listener
-                            .outbox
-                            .put(Some(client), local, |out| failure(&landed.query, out));
-                    }
+                Overdue::GivenUp(Landed { waiting, query }) => {
+                    counters.count(Count::Unanswered);
+                    let Some(listener) = self.listeners.get_mut(waiting.listener) else {
+                        continue;
+                    };
+                    let write = |out: &mut Vec<u8>| match &waiting.follow {
+                        Some(follow) => follow.fail(out),
+                        None => failure(&query, out),
+                    };
+                    listener
+                        .outbox
+                        .put(Some(waiting.client), waiting.local, write);
                 }
             }
         }

@@ -9,15 +9,24 @@
 //! tell forgeries. Records are copied behind it as they lie in the table; their owner is a pointer to the
 //! question's name.
 
+mod cookie;
 mod edns;
+mod follow;
+mod writer;
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use dns_question::{Header, Question, class, kind};
+use ipnet::IpNet;
 
+pub use cookie::CookieSecret;
 pub use edns::{Cookie, Edns, Malformed, Reply};
+pub use follow::Follow;
 
+use crate::limit::{RateLimit, Verdict};
 use crate::table::{Entry, Table};
+use writer::{NameAt, Writer, flag, response};
 
 /// How a query came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +48,17 @@ pub struct Asked<'a> {
     pub transport: Transport,
 }
 
+/// When a query is looked at, and what chance has to say about it.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// The time, for what is measured.
+    pub now: Instant,
+    /// The time of day: seconds since 1970, modulo 2³².
+    pub seconds: u32,
+    /// Picks among several records.
+    pub random: u64,
+}
+
 /// What a listed name that lacks the type that is asked for means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OtherTypes {
@@ -56,15 +76,21 @@ pub struct Rules {
     pub max_udp_size: u16,
     /// What becomes of types that a listed name hasn't got.
     pub other_types: OtherTypes,
+    /// Who may ask; nobody: all may.
+    pub clients: Vec<IpNet>,
+    /// What cookies are made with; none: there are none.
+    pub cookies: Option<CookieSecret>,
 }
 
 /// What is to be done about a query.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The answer is in the buffer.
     Answered(Answered),
     /// It is for the DNS to answer.
     Pass,
+    /// The name is an alias, and what it stands for is for the DNS to answer.
+    Follow(Box<Follow>),
     /// Nothing, for this reason.
     Dropped(DropReason),
 }
@@ -78,14 +104,20 @@ pub enum Answered {
     Empty,
     /// The records don't fit: the client is to ask over TCP.
     Truncated,
+    /// The client's prefix is answered too often: it is to ask over TCP.
+    Limited,
+    /// Nothing was asked for but a cookie (RFC 7873, section 5.4).
+    CookieOnly,
     /// The query can't be understood (FORMERR).
     Malformed,
     /// Another operation than a query (NOTIMP).
     NotImplemented,
     /// A version of EDNS that there isn't yet (BADVERS).
     UnknownEdns,
-    /// A zone is asked for, which can't be passed on (REFUSED).
+    /// The client may not ask (REFUSED).
     Refused,
+    /// A zone is asked for, which can't be passed on (REFUSED).
+    Zone,
 }
 
 /// Why there is no answer.
@@ -97,40 +129,28 @@ pub enum DropReason {
     IsAnswer,
     /// It comes from port 0, where no answer can go.
     NoPort,
-}
-
-/// Response codes (IANA, "DNS RCODEs").
-mod response {
-    pub const FORMAT_ERROR: u8 = 1;
-    pub const SERVER_FAILURE: u8 = 2;
-    pub const NOT_IMPLEMENTED: u8 = 4;
-    pub const REFUSED: u8 = 5;
-    /// BADVERS is 16: its upper eight bits stand in the OPT record.
-    pub const BAD_VERSION_UPPER: u8 = 1;
-}
-
-/// Bits of the header's flags.
-mod flag {
-    pub const ANSWER: u8 = 0x80;
-    pub const AUTHORITATIVE: u8 = 0x04;
-    pub const TRUNCATED: u8 = 0x02;
-    pub const RECURSION_DESIRED: u8 = 0x01;
-    pub const OPCODE: u8 = 0x78;
-    pub const RECURSION_AVAILABLE: u8 = 0x80;
-    pub const CHECKING_DISABLED: u8 = 0x10;
+    /// The client's prefix is answered too often.
+    Limited,
 }
 
 /// Bytes of an answer over UDP that every client takes (RFC 1035, section 4.2.1).
 const SMALLEST_LIMIT: usize = 512;
 
+/// Steps from alias to alias within the table.
+const MAX_ALIASES: usize = 8;
+
+/// The answer to "everything" (RFC 8482, section 4.2): HINFO with "RFC8482" and nothing, from its type on.
+const EVERYTHING: &[u8] = b"\x00\x0d\x00\x01\x00\x00\x0e\x10\x00\x09\x07RFC8482\x00";
+
 impl Rules {
-    /// Decides about a query. An answer is appended to `out`, to which nothing else is done; `random` picks
-    /// among several records.
+    /// Decides about a query. An answer is appended to `out`, to which nothing else is done. Without a `limit`, any
+    /// number is answered.
     pub fn handle(
         &self,
         asked: &Asked<'_>,
         table: &Table,
-        random: u64,
+        moment: Moment,
+        limit: Option<&mut RateLimit>,
         out: &mut Vec<u8>,
     ) -> Outcome {
         let message = asked.message;
@@ -143,33 +163,42 @@ impl Rules {
         if asked.client.port() == 0 {
             return Outcome::Dropped(DropReason::NoPort);
         }
+        let question = match header.questions() {
+            1 => Question::read(message).ok(),
+            _ => None,
+        };
+        // What is wrong with the query, as an answer without records.
+        let error = |response_code, answered, out: &mut Vec<u8>| {
+            Writer::begin(message, question.as_ref(), response_code, out).end(None);
+            Outcome::Answered(answered)
+        };
+        if let Some(limit) = limit {
+            match limit.take(asked.client.ip(), moment.now) {
+                Verdict::Allowed => {}
+                _ if self.is_proven(asked, header, question.as_ref(), moment) => {}
+                Verdict::Dropped => return Outcome::Dropped(DropReason::Limited),
+                Verdict::Truncated => {
+                    let mut writer =
+                        Writer::begin(message, question.as_ref(), response::NO_ERROR, out);
+                    writer.truncate();
+                    writer.end(None);
+                    return Outcome::Answered(Answered::Limited);
+                }
+            }
+        }
+        if !self.clients.is_empty() && !self.is_client(asked) {
+            return error(response::REFUSED, Answered::Refused, out);
+        }
         if header.opcode() != 0 {
-            return error(
-                message,
-                None,
-                response::NOT_IMPLEMENTED,
-                Answered::NotImplemented,
-                out,
-            );
+            return error(response::NOT_IMPLEMENTED, Answered::NotImplemented, out);
         }
-        // One question is all that can be asked (RFC 9619).
-        if header.questions() != 1 {
-            return error(
-                message,
-                None,
-                response::FORMAT_ERROR,
-                Answered::Malformed,
-                out,
-            );
-        }
-        let Ok(question) = Question::read(message) else {
-            return error(
-                message,
-                None,
-                response::FORMAT_ERROR,
-                Answered::Malformed,
-                out,
-            );
+        let Some(question) = question else {
+            if header.questions() == 0 && self.cookie_only(asked, header, moment, out) {
+                return Outcome::Answered(Answered::CookieOnly);
+            }
+            // More than one question can't be asked (RFC 9619).
+            Writer::begin(message, None, response::FORMAT_ERROR, out).end(None);
+            return Outcome::Answered(Answered::Malformed);
         };
         let entry = match question.class {
             class::IN | class::ANY => table.find(question.name),
@@ -179,45 +208,22 @@ impl Rules {
             // What is passed on has one answer. A zone is a stream of them.
             let is_zone = matches!(question.kind, kind::AXFR | kind::IXFR);
             if is_zone && asked.transport == Transport::Tcp {
-                return error(
-                    message,
-                    Some(&question),
-                    response::REFUSED,
-                    Answered::Refused,
-                    out,
-                );
+                return error(response::REFUSED, Answered::Zone, out);
             }
             return Outcome::Pass;
         };
-        self.answer(asked, header, &question, entry, random, out)
-    }
-
-    /// Answers a query for a listed name.
-    fn answer(
-        &self,
-        asked: &Asked<'_>,
-        header: Header<'_>,
-        question: &Question<'_>,
-        entry: &Entry,
-        random: u64,
-        out: &mut Vec<u8>,
-    ) -> Outcome {
-        let message = asked.message;
         let Ok(edns) = Edns::read(message, header, question.end()) else {
-            return error(
-                message,
-                Some(question),
-                response::FORMAT_ERROR,
-                Answered::Malformed,
-                out,
-            );
+            return error(response::FORMAT_ERROR, Answered::Malformed, out);
         };
-        let mut reply = edns.map(|edns| Reply {
-            udp_size: self.max_udp_size,
-            response_code: 0,
-            dnssec_ok: edns.dnssec_ok,
-            cookie: None,
-        });
+        let reply = edns.map(|edns| self.reply(&edns, asked, moment));
+        if edns.is_some_and(|edns| edns.version > 0) {
+            let reply = reply.map(|reply| Reply {
+                response_code: response::BAD_VERSION_UPPER,
+                ..reply
+            });
+            Writer::begin(message, Some(&question), response::NO_ERROR, out).end(reply);
+            return Outcome::Answered(Answered::UnknownEdns);
+        }
         let limit = match (asked.transport, edns) {
             (Transport::Tcp, _) => usize::from(u16::MAX),
             (Transport::Udp, None) => SMALLEST_LIMIT,
@@ -225,161 +231,158 @@ impl Rules {
                 usize::from(edns.udp_size.min(self.max_udp_size)).max(SMALLEST_LIMIT)
             }
         };
-        let mut writer = Writer::begin(message, question, out);
-        if edns.is_some_and(|edns| edns.version > 0) {
-            if let Some(reply) = &mut reply {
-                reply.response_code = response::BAD_VERSION_UPPER;
-            }
-            writer.end(reply);
-            return Outcome::Answered(Answered::UnknownEdns);
+        let own = Own {
+            header,
+            question,
+            reply,
+            limit,
+        };
+        let writer = Writer::begin(message, Some(&question), response::NO_ERROR, out);
+        let outcome = self.answer(&own, entry, table, moment.random, writer);
+        if outcome != Outcome::Pass {
+            entry.count();
         }
+        outcome
+    }
+
+    /// Answers from the table.
+    fn answer(
+        &self,
+        own: &Own<'_>,
+        entry: &Entry,
+        table: &Table,
+        random: u64,
+        mut writer: Writer<'_>,
+    ) -> Outcome {
+        let Own {
+            header,
+            question,
+            reply,
+            limit,
+        } = *own;
         // An answer that stands for all classes is nobody's (RFC 1035, section 6.2).
         if question.class == class::IN {
             writer.set_flags(flag::AUTHORITATIVE);
         }
-        let room = limit - reply.map_or(0, |reply| reply.length());
-        let answered = match entry.set(question.kind) {
-            Some(set) if !set.is_empty() => {
-                set.rotated(random).for_each(|record| writer.answer(record));
-                Answered::Own
+        let (mut entry, mut owner) = (entry, NameAt::QUESTION);
+        let mut answered = Answered::Own;
+        for _ in 0..MAX_ALIASES {
+            if let Some(alias) = entry.alias() {
+                let target = &alias.target;
+                owner = writer.alias(owner, &alias.record, target.as_bytes().len());
+                if matches!(question.kind, kind::CNAME | kind::ANY) {
+                    break;
+                }
+                match table.find(target.as_bytes()) {
+                    Some(next) => entry = next,
+                    None => {
+                        let asked = (target, question.kind);
+                        let follow = Follow::new(writer.undo(), header, asked, reply, limit);
+                        return Outcome::Follow(Box::new(follow));
+                    }
+                }
+                continue;
             }
-            _ if question.kind == kind::ANY => {
-                writer.answer(EVERYTHING);
-                Answered::Own
+            match entry.set(question.kind) {
+                Some(set) if !set.is_empty() => {
+                    for record in set.rotated(random) {
+                        writer.answer(owner, record);
+                    }
+                }
+                None if question.kind == kind::ANY => writer.answer(owner, EVERYTHING),
+                None if self.other_types == OtherTypes::Pass && writer.answers() == 0 => {
+                    writer.undo();
+                    return Outcome::Pass;
+                }
+                _ => {
+                    writer.authority(owner, entry.negative());
+                    answered = Answered::Empty;
+                }
             }
-            None if self.other_types == OtherTypes::Pass => {
-                writer.undo();
-                return Outcome::Pass;
-            }
-            _ => {
-                writer.authority(entry.negative());
-                Answered::Empty
-            }
-        };
-        entry.count();
-        if writer.length() > room {
+            break;
+        }
+        if writer.length() + reply.map_or(0, |reply| reply.length()) > limit {
             writer.truncate();
-            writer.end(reply);
-            return Outcome::Answered(Answered::Truncated);
+            answered = Answered::Truncated;
         }
         writer.end(reply);
         Outcome::Answered(answered)
     }
+
+    /// What the answer's OPT record says.
+    fn reply(&self, edns: &Edns<'_>, asked: &Asked<'_>, moment: Moment) -> Reply {
+        let cookie = match (&self.cookies, edns.cookie) {
+            (Some(secret), Some(cookie)) => {
+                Some(secret.make(cookie.client, asked.client.ip(), moment.seconds))
+            }
+            _ => None,
+        };
+        Reply {
+            udp_size: self.max_udp_size,
+            response_code: 0,
+            dnssec_ok: edns.dnssec_ok,
+            cookie,
+        }
+    }
+
+    /// Whether the query has a cookie that shows that the client is where it says.
+    fn is_proven(
+        &self,
+        asked: &Asked<'_>,
+        header: Header<'_>,
+        question: Option<&Question<'_>>,
+        moment: Moment,
+    ) -> bool {
+        let Some(secret) = &self.cookies else {
+            return false;
+        };
+        let at = question.map_or(Header::LENGTH, Question::end);
+        let cookie = match Edns::read(asked.message, header, at) {
+            Ok(Some(edns)) => edns.cookie,
+            _ => None,
+        };
+        cookie.is_some_and(|cookie| secret.is_valid(&cookie, asked.client.ip(), moment.seconds))
+    }
+
+    /// Answers a query without a question, if it asks for a cookie.
+    fn cookie_only(
+        &self,
+        asked: &Asked<'_>,
+        header: Header<'_>,
+        moment: Moment,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let Ok(Some(edns)) = Edns::read(asked.message, header, Header::LENGTH) else {
+            return false;
+        };
+        let reply = self.reply(&edns, asked, moment);
+        if reply.cookie.is_none() || edns.version > 0 {
+            return false;
+        }
+        Writer::begin(asked.message, None, response::NO_ERROR, out).end(Some(reply));
+        true
+    }
+
+    fn is_client(&self, asked: &Asked<'_>) -> bool {
+        let address = asked.client.ip();
+        self.clients.iter().any(|net| net.contains(&address))
+    }
 }
 
-/// The answer to "everything" (RFC 8482, section 4.2): HINFO with "RFC8482" and nothing, from its type on.
-const EVERYTHING: &[u8] = b"\x00\x0d\x00\x01\x00\x00\x0e\x10\x00\x09\x07RFC8482\x00";
+/// A query for a listed name.
+struct Own<'a> {
+    header: Header<'a>,
+    question: Question<'a>,
+    reply: Option<Reply>,
+    /// Bytes of the longest answer.
+    limit: usize,
+}
 
 /// Appends the answer that there is none to be had, to a query that was to be passed on (SERVFAIL).
 pub fn failure(message: &[u8], out: &mut Vec<u8>) {
     let question = Question::read(message).ok();
-    error(
-        message,
-        question.as_ref(),
-        response::SERVER_FAILURE,
-        Answered::Refused,
-        out,
-    );
+    Writer::begin(message, question.as_ref(), response::SERVER_FAILURE, out).end(None);
 }
 
-/// Appends an answer with an error and no records.
-fn error(
-    message: &[u8],
-    question: Option<&Question<'_>>,
-    response_code: u8,
-    answered: Answered,
-    out: &mut Vec<u8>,
-) -> Outcome {
-    let Some(header) = message.first_chunk::<{ Header::LENGTH }>() else {
-        return Outcome::Dropped(DropReason::TooShort);
-    };
-    let [id, more_id, flags, more_flags, ..] = *header;
-    out.extend([id, more_id]);
-    out.push(flag::ANSWER | flags & (flag::OPCODE | flag::RECURSION_DESIRED));
-    out.push(flag::RECURSION_AVAILABLE | more_flags & flag::CHECKING_DISABLED | response_code);
-    out.extend([0, question.is_some().into(), 0, 0, 0, 0, 0, 0]);
-    if let Some(question) = question {
-        out.extend(
-            message
-                .get(Header::LENGTH..question.end())
-                .unwrap_or_default(),
-        );
-    }
-    Outcome::Answered(answered)
-}
-
-/// An answer that is being written.
-struct Writer<'a> {
-    out: &'a mut Vec<u8>,
-    /// Where it starts.
-    start: usize,
-    /// Where its question ends.
-    question_end: usize,
-    answers: u16,
-    authorities: u16,
-}
-
-impl<'a> Writer<'a> {
-    /// Writes header and question.
-    fn begin(message: &[u8], question: &Question<'_>, out: &'a mut Vec<u8>) -> Self {
-        let start = out.len();
-        error(message, Some(question), 0, Answered::Own, out);
-        Self {
-            start,
-            question_end: out.len(),
-            out,
-            answers: 0,
-            authorities: 0,
-        }
-    }
-
-    fn set_flags(&mut self, flags: u8) {
-        if let Some(byte) = self.out.get_mut(self.start + 2) {
-            *byte |= flags;
-        }
-    }
-
-    /// Adds a record about the question's name, which is given from its type on.
-    fn answer(&mut self, record: &[u8]) {
-        self.record(record);
-        self.answers += 1;
-    }
-
-    fn authority(&mut self, record: &[u8]) {
-        self.record(record);
-        self.authorities += 1;
-    }
-
-    fn record(&mut self, record: &[u8]) {
-        // A pointer to the question's name, right behind the header.
-        self.out.extend([0xC0, Header::LENGTH as u8]);
-        self.out.extend_from_slice(record);
-    }
-
-    /// Bytes so far.
-    fn length(&self) -> usize {
-        self.out.len() - self.start
-    }
-
-    /// Takes all records back, and says so.
-    fn truncate(&mut self) {
-        self.out.truncate(self.question_end);
-        (self.answers, self.authorities) = (0, 0);
-        self.set_flags(flag::TRUNCATED);
-    }
-
-    /// Takes all of it back.
-    fn undo(self) {
-        self.out.truncate(self.start);
-    }
-
-    fn end(self, reply: Option<Reply>) {
-        if let Some(reply) = &reply {
-            reply.write(self.out);
-        }
-        let counts = [self.answers, self.authorities, reply.is_some().into()];
-        let places = self.out.iter_mut().skip(self.start + 6);
-        let bytes = counts.into_iter().flat_map(u16::to_be_bytes);
-        places.zip(bytes).for_each(|(place, byte)| *place = byte);
-    }
-}
+#[cfg(test)]
+mod tests;

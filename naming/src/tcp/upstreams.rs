@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{read_message, write_message};
-use crate::passing::fits;
+use crate::counters::Counters;
+use crate::passing::{UpstreamId, fits};
 
 /// Connections that are kept for the next query, for each upstream.
 const MAX_IDLE: usize = 8;
@@ -53,26 +54,35 @@ impl Upstreams {
         }
     }
 
-    /// The answer to a query as the first upstream that answers gives it, but with the query's id. Empty: none
+    /// The answer to a query as the first upstream that answers gives it, but with the query's id. `None`: none
     /// does.
-    pub async fn ask(&self, query: &[u8]) -> Vec<u8> {
-        let mut order: Vec<&Upstream> = self.upstreams.iter().collect();
+    pub async fn ask(&self, query: &[u8], counters: Option<&Counters>) -> Option<Vec<u8>> {
         let now = Instant::now();
+        let mut order: Vec<(UpstreamId, &Upstream)> = self
+            .upstreams
+            .iter()
+            .enumerate()
+            .map(|(number, upstream)| (UpstreamId(number), upstream))
+            .collect();
         // Stable: those that are up stay in their order.
-        order.sort_by_key(|upstream| {
+        order.sort_by_key(|(_, upstream)| {
             upstream.locked(|state| state.down_until.filter(|until| *until > now))
         });
-        for upstream in order {
+        for (id, upstream) in order {
+            let begun = Instant::now();
             let answer = timeout(self.timeout, upstream.ask(query)).await;
-            let is_up = matches!(answer, Ok(Ok(_)));
+            let answer = answer.ok().and_then(Result::ok);
             upstream.locked(|state| {
-                state.down_until = (!is_up).then(|| Instant::now() + DOWN_TIME);
+                state.down_until = answer.is_none().then(|| Instant::now() + DOWN_TIME);
             });
-            if let Ok(Ok(answer)) = answer {
+            if answer.is_some() {
+                if let Some(counters) = counters {
+                    counters.measure(id, begun.elapsed());
+                }
                 return answer;
             }
         }
-        Vec::new()
+        None
     }
 }
 
