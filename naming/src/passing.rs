@@ -465,3 +465,264 @@ pub(crate) fn fits(query: &[u8], header: Header<'_>, message: &[u8]) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    /// Two upstreams that are never there unless told so.
+    struct Story {
+        passing: Passing<&'static str>,
+        random: StdRng,
+        now: Instant,
+    }
+
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    impl Story {
+        fn new(upstreams: usize, max_flights: usize) -> Self {
+            Self {
+                passing: Passing::new(Limits {
+                    upstreams,
+                    timeout: TIMEOUT,
+                    max_flights,
+                }),
+                random: StdRng::seed_from_u64(7),
+                now: Instant::now(),
+            }
+        }
+
+        /// Begins a flight and sends it by the upstream's lane; gives what goes out.
+        fn begin(
+            &mut self,
+            waiting: &'static str,
+            query: &[u8],
+        ) -> (FlightId, UpstreamId, Vec<u8>) {
+            let (id, upstream) = self
+                .passing
+                .begin(query.to_vec(), waiting, self.now)
+                .unwrap();
+            (id, upstream, self.send(id, upstream))
+        }
+
+        fn send(&mut self, id: FlightId, upstream: UpstreamId) -> Vec<u8> {
+            let mut out = Vec::new();
+            let lane = Some(lane(upstream));
+            self.passing
+                .send(id, lane, self.now, &mut self.random, &mut out);
+            out
+        }
+
+        fn answer(&mut self, upstream: usize, message: &[u8]) -> Result<&'static str, Stray> {
+            let lane = lane(UpstreamId(upstream));
+            let (landed, answered) = self.passing.answer(lane, message, self.now)?;
+            assert_eq!(answered.upstream, UpstreamId(upstream));
+            Ok(landed.waiting)
+        }
+
+        /// Lets the time pass, and sends again what is to be sent again.
+        fn wait(&mut self, time: Duration) -> Vec<Result<(UpstreamId, Vec<u8>), &'static str>> {
+            self.now += time;
+            let mut happened = Vec::new();
+            while let Some(overdue) = self.passing.overdue(self.now) {
+                happened.push(match overdue {
+                    Overdue::Again(id) => {
+                        let upstream = self.passing.upstream(id).unwrap();
+                        Ok((upstream, self.send(id, upstream)))
+                    }
+                    Overdue::GivenUp(landed) => Err(landed.waiting),
+                });
+            }
+            happened
+        }
+    }
+
+    fn lane(upstream: UpstreamId) -> LaneId {
+        LaneId(100 + upstream.0 as u64)
+    }
+
+    fn query(name: &str) -> Vec<u8> {
+        let name = dns_question::WireName::from_text(name).unwrap();
+        let header = [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        [&header, name.as_bytes(), &[0, 1, 0, 1]].concat()
+    }
+
+    fn answer_to(sent: &[u8]) -> Vec<u8> {
+        let mut answer = sent.to_vec();
+        answer[2] |= 0x80;
+        answer
+    }
+
+    #[test]
+    fn an_answer_finds_who_waits_for_it() {
+        let mut story = Story::new(1, 10);
+        let (_, upstream, a) = story.begin("a", &query("a.test"));
+        assert_eq!(upstream, UpstreamId(0));
+        let (_, _, b) = story.begin("b", &query("b.test"));
+        assert_eq!(a[2..], query("a.test")[2..], "only the id is another");
+        assert_ne!(a[..2], b[..2]);
+        assert_eq!(story.answer(0, &answer_to(&b)), Ok("b"));
+        assert_eq!(
+            story.answer(0, &answer_to(&b)),
+            Err(Stray::UnknownId),
+            "only once"
+        );
+        assert_eq!(story.answer(0, &answer_to(&a)), Ok("a"));
+        assert_eq!(story.passing.flights(), 0);
+        assert!(story.wait(TIMEOUT).is_empty());
+        assert_eq!(story.passing.next_deadline(), None);
+        assert!(story.passing.is_lane_idle(lane(UpstreamId(0))));
+    }
+
+    #[test]
+    fn a_forgery_changes_nothing() {
+        let mut story = Story::new(2, 10);
+        let (_, _, sent) = story.begin("a", &query("a.test"));
+        assert_eq!(story.answer(0, &sent), Err(Stray::NotAnAnswer), "a query");
+        assert_eq!(story.answer(0, &[]), Err(Stray::NotAnAnswer));
+        let mut forged = answer_to(&sent);
+        forged[0] ^= 1;
+        assert_eq!(story.answer(0, &forged), Err(Stray::UnknownId));
+        assert_eq!(
+            story.answer(1, &answer_to(&sent)),
+            Err(Stray::UnknownId),
+            "another lane"
+        );
+        let mut other = answer_to(&query("b.test"));
+        other[..2].copy_from_slice(&sent[..2]);
+        assert_eq!(story.answer(0, &other), Err(Stray::OtherQuestion));
+        let mut empty = answer_to(&sent)[..12].to_vec();
+        empty[5] = 0;
+        assert_eq!(
+            story.answer(0, &empty),
+            Err(Stray::OtherQuestion),
+            "without a question"
+        );
+        // A server that can't read the question says so without it.
+        empty[3] = 1;
+        assert_eq!(story.answer(0, &empty), Ok("a"));
+        // Upper and lower case are the same.
+        let (_, _, sent) = story.begin("b", &query("b.test"));
+        let mut upper = answer_to(&sent);
+        upper[12..].make_ascii_uppercase();
+        assert_eq!(story.answer(0, &upper), Ok("b"));
+    }
+
+    #[test]
+    fn a_silent_upstream_is_replaced_and_tried_again_later() {
+        let mut story = Story::new(2, 10);
+        let mut first = Vec::new();
+        for waiting in ["a", "b", "c"] {
+            let (_, upstream, sent) = story.begin(waiting, &query("x.test"));
+            assert_eq!(upstream, UpstreamId(0));
+            first.push(sent);
+        }
+        let again = story.wait(TIMEOUT);
+        assert_eq!(again.len(), 3);
+        for sent in again {
+            let (upstream, sent) = sent.unwrap();
+            assert_eq!(upstream, UpstreamId(1));
+            assert!(story.answer(1, &answer_to(&sent)).is_ok());
+        }
+        assert_eq!(
+            story.answer(0, &answer_to(&first[0])),
+            Err(Stray::UnknownId),
+            "too late"
+        );
+        assert!(story.passing.is_down(UpstreamId(0)));
+        let (_, upstream, sent) = story.begin("d", &query("x.test"));
+        assert_eq!(upstream, UpstreamId(1));
+        story.answer(1, &answer_to(&sent)).unwrap();
+
+        // After a while it gets one query, and no second before that is answered.
+        story.wait(DOWN_TIME);
+        let (_, upstream, sent) = story.begin("e", &query("x.test"));
+        assert_eq!(upstream, UpstreamId(0));
+        let (_, upstream, _) = story.begin("f", &query("x.test"));
+        assert_eq!(upstream, UpstreamId(1));
+        story.answer(0, &answer_to(&sent)).unwrap();
+        assert!(!story.passing.is_down(UpstreamId(0)));
+        let (_, upstream, _) = story.begin("g", &query("x.test"));
+        assert_eq!(upstream, UpstreamId(0));
+    }
+
+    #[test]
+    fn a_late_answer_counts_as_long_as_someone_waits() {
+        let mut story = Story::new(1, 10);
+        let (_, _, first) = story.begin("a", &query("a.test"));
+        let again = story.wait(TIMEOUT);
+        let (_, second) = again[0].as_ref().unwrap();
+        assert_ne!(first[..2], second[..2], "another id");
+        story.wait(TIMEOUT / 2);
+        assert_eq!(story.answer(0, &answer_to(&first)), Ok("a"));
+        assert_eq!(story.answer(0, &answer_to(second)), Err(Stray::UnknownId));
+        assert!(story.wait(TIMEOUT).is_empty());
+    }
+
+    #[test]
+    fn a_query_fails_in_the_end() {
+        for (upstreams, tries) in [(1, 2), (2, 2), (3, 3), (16, 4)] {
+            let mut story = Story::new(upstreams, 10);
+            story.begin("a", &query("a.test"));
+            let mut asked = vec![UpstreamId(0)];
+            for _ in 1..tries {
+                let [Ok((upstream, _))] = &story.wait(TIMEOUT)[..] else {
+                    panic!("{tries}")
+                };
+                asked.push(*upstream);
+            }
+            let [Err("a")] = &story.wait(TIMEOUT)[..] else {
+                panic!("{tries}")
+            };
+            assert_eq!(story.passing.flights(), 0);
+            asked.dedup();
+            assert_eq!(asked.len(), tries.min(upstreams), "each upstream once");
+        }
+    }
+
+    #[test]
+    fn nobody_waits_where_nobody_listens() {
+        let mut story = Story::new(2, 10);
+        story.begin("a", &query("a.test"));
+        story.passing.lane_is_refused(lane(UpstreamId(0)));
+        let again = story.wait(Duration::ZERO);
+        let [Ok((UpstreamId(1), sent))] = &again[..] else {
+            panic!("{again:?}")
+        };
+        assert_eq!(story.answer(1, &answer_to(sent)), Ok("a"));
+        // A lane that can't be opened is the same.
+        let (id, _) = story
+            .passing
+            .begin(query("b.test"), "b", story.now)
+            .unwrap();
+        story
+            .passing
+            .send(id, None, story.now, &mut story.random, &mut Vec::new());
+        assert!(matches!(&story.wait(Duration::ZERO)[..], [Ok(_)]));
+    }
+
+    #[test]
+    fn there_are_only_so_many() {
+        let mut story = Story::new(1, 2);
+        let (_, _, sent) = story.begin("a", &query("a.test"));
+        story.begin("b", &query("b.test"));
+        assert!(
+            story
+                .passing
+                .begin(query("c.test"), "c", story.now)
+                .is_err()
+        );
+        story.answer(0, &answer_to(&sent)).unwrap();
+        story.begin("c", &query("c.test"));
+        // Thousands later, nothing has piled up.
+        for _ in 0..5000 {
+            story.wait(TIMEOUT * 2);
+            story.wait(TIMEOUT * 2);
+            story.begin("d", &query("d.test"));
+        }
+        assert!(story.passing.slots.len() <= 2 && story.passing.deadlines.len() <= 4);
+        assert!(story.passing.by_tag.len() <= 4 && story.passing.lanes.len() <= 1);
+    }
+}
