@@ -6,6 +6,7 @@
 //!   and gone without a trace when the value is dropped;
 //! - [`Shuntd`] is the daemon on the host `rewriter`; it answers to [`Shuntd::ctl`], which runs
 //!   `shuntctl`. When it ends, it must have left the host as it found it;
+//! - [`Naming`] is the naming server, on whichever host;
 //! - [`servers`] are programs that no one here wrote, each of which says its host's name;
 //! - [`Capture`] is tcpdump; what it caught are [`Packet`]s, whose checksums are verified by
 //!   etherparse and not by any code of Shunt's;
@@ -18,13 +19,14 @@
 //!
 //! # What it needs
 //!
-//! Root (or root of a user namespace) and the programs that `scripts/test.sh` installs. The daemon
-//! and the CLI are found by the environment variables `SHUNTD` and `SHUNTCTL`, or where cargo puts
-//! them beside the running test.
+//! Root (or root of a user namespace) and the programs that `scripts/test.sh` installs. The daemons
+//! and the CLI are found by the environment variables `SHUNTD`, `SHUNT_NAMING_SERVER` and `SHUNTCTL`, or where
+//! cargo puts them beside the running test.
 
 mod capture;
 pub mod craft;
 mod lab;
+mod naming;
 mod packet;
 mod packet_host;
 mod process;
@@ -33,6 +35,7 @@ mod shunt;
 
 pub use capture::{Capture, Way};
 pub use lab::{Host, Lab};
+pub use naming::Naming;
 pub use packet::{Packet, Protocol, assert_only_between, assert_valid_checksums};
 pub use packet_host::PacketHost;
 pub use process::{Background, Finished, wait_until};

@@ -258,7 +258,11 @@ pub fn shuntctl(host: &Host, socket: &Path, words: &str) -> Finished {
 /// One of Shunt's programs: what the environment names, or what cargo built beside this test.
 #[track_caller]
 pub fn binary(name: &str) -> PathBuf {
-    let variable = name.to_uppercase();
+    // `SHUNT_NAMING` is where the naming server listens.
+    let variable = match name {
+        "shunt-naming" => "SHUNT_NAMING_SERVER".to_owned(),
+        name => name.to_uppercase(),
+    };
     if let Some(path) = std::env::var_os(&variable) {
         let path = PathBuf::from(path);
         assert!(
@@ -278,7 +282,7 @@ pub fn binary(name: &str) -> PathBuf {
         .find(|path| path.is_file())
         .unwrap_or_else(|| {
             panic!(
-                "no {name} beside {}: run `cargo build -p rewriter -p control-cli`, set \
+                "no {name} beside {}: run `cargo build -p rewriter -p control-cli -p naming`, set \
                  {variable}, or use `scripts/test.sh scenarios`",
                 program.display()
             )
