@@ -230,6 +230,7 @@ pub fn nsd(host: &Host, addresses: &[&str], zone: &str) -> Background {
              zonelistfile: {folder}/zone.list
              xfrdir: {folder}
              tcp-count: 200
+             rrl-ratelimit: 0
          {listen}
          remote-control:
              control-enable: no
