@@ -139,6 +139,7 @@ fn engine(connections: usize) -> Engine {
         max_connections: connections,
         max_connections_per_client: None,
         client_groups: ClientGroups::default(),
+        refused_retries: 2,
         timeouts: Timeouts::default(),
         mss_clamp: None,
         hop_limit: HopLimit::Raise,

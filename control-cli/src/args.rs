@@ -1,14 +1,14 @@
 //! The command line: what can be said, and the help that explains it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use control_protocol::{
-    ClientPrefix, ConnectionsQuery, DEFAULT_NAMING_SOCKET, DEFAULT_SOCKET, Divert, DomainName,
-    Fallback, Grouping, MAX_TTL, MAX_WITHIN_MS, Mirror, MirrorAddress, NameAddress, NameImport,
-    NameRecords, NameSet, NameUnset, Redirect, RedirectsQuery, Release, Restore, Service, Splice,
-    TcpMove,
+    ClientPrefix, ConnectionsQuery, DEFAULT_MONITOR_SOCKET, DEFAULT_NAMING_SOCKET, DEFAULT_SOCKET,
+    Daemon, DecisionsQuery, Divert, DomainName, Fallback, Grouping, Hold, MAX_PAGE, MAX_TTL,
+    MAX_WITHIN_MS, Mirror, MirrorAddress, NameAddress, NameImport, NameRecords, NameSet, NameUnset,
+    Percent, Redirect, RedirectsQuery, Release, ReleaseHold, Restore, Service, Splice, TcpMove,
 };
 
 /// Puts the options of all subcommands behind those of one.
@@ -91,6 +91,19 @@ pub struct Arguments {
     pub command: Command,
 }
 
+impl Arguments {
+    /// Which daemon is asked, and where it listens.
+    pub fn daemon(&self) -> (Daemon, &Path) {
+        match &self.command {
+            Command::Decisions(DecisionsArguments { monitor, .. }) | Command::Mirrors(monitor) => {
+                (Daemon::Monitor, &monitor.monitor_socket)
+            }
+            Command::Name(name) => (Daemon::Naming, &name.naming),
+            _ => (Daemon::Rewriter, &self.socket),
+        }
+    }
+}
+
 /// What to do, one variant a subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -124,6 +137,18 @@ pub enum Command {
     #[command(after_help = VALUES)]
     Restore(RestoreArguments),
 
+    /// Have programs that decide by themselves, as the monitor does, leave a service alone
+    ///
+    /// What you say of SERVICE is carried out as ever. A hold on an address without a port or a protocol
+    /// is one on all that goes there. A service that the monitor decides about is held by itself as soon
+    /// as you divert, redirect or restore it.
+    #[command(after_help = VALUES)]
+    Hold(HoldArguments),
+
+    /// Let programs decide about a service again
+    #[command(after_help = VALUES)]
+    Release(HoldArguments),
+
     /// List the diversions with their mirrors, one line a mirror
     List,
 
@@ -152,6 +177,17 @@ pub enum Command {
     ///
     /// All other names it passes on to the DNS. Changes count for the next query, and are kept.
     Name(NameArguments),
+    /// Show the mirrors' vital signs: which are heard, and which leave something unanswered
+    ///
+    /// HEARD is how long ago anything came from a mirror. UNANSWERED counts what has been sent to it since
+    /// then and wants an answer, and WAITING is how long ago the first of that was.
+    Liveness,
+
+    /// Show what the monitor has decided lately, and why
+    Decisions(DecisionsArguments),
+
+    /// Show what the monitor thinks of the mirrors
+    Mirrors(MonitorArguments),
 
     /// Show which daemon answers, and how it was started
     Version,
@@ -222,6 +258,7 @@ impl DivertArguments {
             service: self.service,
             mirrors: self.mirrors.clone(),
             from: self.from,
+            automatic: false,
         }
     }
 }
@@ -259,6 +296,12 @@ pub struct RedirectArguments {
     /// Only the connections that are on this mirror now, IP or IP:PORT
     #[arg(long, value_name = "MIRROR")]
     from_mirror: Option<MirrorAddress>,
+
+    /// Move only this share of the connections on --from-mirror, such as 40%
+    ///
+    /// They leave although --from-mirror may be one of the mirrors still: they go to another of these.
+    #[arg(long, value_name = "PERCENT", requires = "from_mirror")]
+    share: Option<Percent>,
 
     #[command(flatten)]
     splice: SpliceArguments,
@@ -479,6 +522,8 @@ impl RedirectArguments {
                 now: self.splice.now,
             },
             from_mirror: self.from_mirror,
+            share: self.share,
+            automatic: false,
         }
     }
 }
@@ -500,6 +545,30 @@ impl RestoreArguments {
         Restore {
             service: self.service,
             from: self.from,
+            automatic: false,
+        }
+    }
+}
+
+/// What `hold` and `release` take.
+#[derive(Debug, Args)]
+pub struct HoldArguments {
+    /// What programs are to leave alone, or no longer
+    pub service: Service,
+}
+
+impl HoldArguments {
+    /// The request to hold.
+    pub fn hold(&self) -> Hold {
+        Hold {
+            service: self.service,
+        }
+    }
+
+    /// The request to release.
+    pub fn release(&self) -> ReleaseHold {
+        ReleaseHold {
+            service: self.service,
         }
     }
 }
@@ -540,6 +609,49 @@ pub struct WatchArguments {
     /// Stop after so many updates
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+}
+
+/// Where the monitor is.
+#[derive(Debug, Args)]
+pub struct MonitorArguments {
+    /// The monitor's socket
+    #[arg(
+        long = "monitor",
+        value_name = "PATH",
+        env = "SHUNT_MONITOR",
+        hide_env_values = true,
+        default_value = DEFAULT_MONITOR_SOCKET
+    )]
+    monitor_socket: PathBuf,
+}
+
+/// What `decisions` takes.
+#[derive(Debug, Args)]
+pub struct DecisionsArguments {
+    #[command(flatten)]
+    monitor: MonitorArguments,
+
+    /// Only the decisions about this service
+    #[arg(long)]
+    service: Option<Service>,
+
+    /// At most so many, the latest ones
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PAGE)))]
+    limit: Option<u32>,
+
+    /// Go on showing decisions as they are taken
+    #[arg(long)]
+    pub follow: bool,
+}
+
+impl DecisionsArguments {
+    /// The request that the arguments stand for.
+    pub fn request(&self) -> DecisionsQuery {
+        DecisionsQuery {
+            service: self.service,
+            limit: self.limit,
+        }
+    }
 }
 
 fn grouping() -> impl TypedValueParser<Value = Grouping> {

@@ -7,12 +7,15 @@ use std::thread;
 use std::time::Duration;
 
 use control_protocol::{
-    Call, Client, ClientError, List, MAX_LINE, NameList, Outcome, RedirectsQuery, Stats, Version,
-    Watch,
+    Call, Client, DecisionsQuery, List, Liveness, MAX_LINE, Mirrors, NameList, Outcome,
+    RedirectsQuery, Stats, Version, Watch,
 };
 use serde::Serialize;
 
-use crate::args::{Arguments, Command, NameCommand, StatsArguments, WatchArguments};
+use crate::args::{
+    Arguments, Command, DecisionsArguments, NameArguments, NameCommand, StatsArguments,
+    WatchArguments,
+};
 use crate::names;
 use crate::output::{Format, Output};
 use crate::problem::Problem;
@@ -20,18 +23,26 @@ use crate::report;
 
 /// How often the daemon is asked whether connections still wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the monitor is asked whether it has decided something.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Does what the command line says.
 ///
 /// # Errors
 /// The daemon can't be asked, doesn't do it, or the result can't be shown.
 pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<(), Problem> {
-    if let Command::Name(given) = &arguments.command {
-        return name(&given.naming, &given.command, output);
-    }
-    let mut client = Client::connect(&arguments.socket)?;
+    let (daemon, socket) = arguments.daemon();
+    // Before anyone is asked to do anything with it.
+    let zone = match &arguments.command {
+        Command::Name(NameArguments {
+            command: NameCommand::Import(given),
+            ..
+        }) => read_text(&given.file)?,
+        _ => String::new(),
+    };
+    let mut client = Client::connect(socket).map_err(|error| Problem::Connect { daemon, error })?;
     match &arguments.command {
-        Command::Name(_) => Ok(()),
+        Command::Name(given) => name(&mut client, &given.command, zone, output),
         Command::Divert(given) => {
             let request = given.request();
             show(&mut client, request.clone(), output, |output, result| {
@@ -55,6 +66,12 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
                 report::restore(output, &request, result)
             })
         }
+        Command::Hold(given) => show(&mut client, given.hold(), output, |output, result| {
+            report::hold(output, given.service, result)
+        }),
+        Command::Release(given) => show(&mut client, given.release(), output, |output, result| {
+            report::release(output, given.service, result)
+        }),
         Command::List => show(&mut client, List {}, output, report::list),
         Command::Connections(given) => {
             let mut report = report::Connections::new();
@@ -81,6 +98,9 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
                 None => report::stats(output, result),
             })
         }
+        Command::Liveness => show(&mut client, Liveness {}, output, report::liveness),
+        Command::Decisions(given) => decisions(&mut client, given, output),
+        Command::Mirrors(_) => show(&mut client, Mirrors {}, output, report::mirrors),
         Command::Watch(given) => watch(&mut client, given, output),
         Command::Version => show(&mut client, Version {}, output, report::version),
     }
@@ -88,29 +108,21 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
 
 /// Does what the command line says about names.
 fn name<W: Write>(
-    socket: &Path,
+    client: &mut Client,
     command: &NameCommand,
+    zone: String,
     output: &mut Output<W>,
 ) -> Result<(), Problem> {
-    // Before anyone is asked to do anything with it.
-    let import = match command {
-        NameCommand::Import(given) => Some(given.request(read_text(&given.file)?)),
-        _ => None,
-    };
-    let mut client = Client::connect(socket).map_err(|error| match error {
-        error @ ClientError::NobodyListens { .. } => Problem::NoNamingServer(error),
-        error => error.into(),
-    })?;
     match command {
         NameCommand::Set(given) => {
             let request = given.request();
-            show(&mut client, request.clone(), output, |output, result| {
+            show(client, request.clone(), output, |output, result| {
                 names::set(output, &request, result)
             })
         }
         NameCommand::Unset(given) => {
             let request = given.request();
-            show(&mut client, request.clone(), output, |output, result| {
+            show(client, request.clone(), output, |output, result| {
                 names::unset(output, &request, result)
             })
         }
@@ -128,10 +140,7 @@ fn name<W: Write>(
             }
             report.end(output).map_err(Problem::Output)
         }
-        NameCommand::Import(_) => match import {
-            Some(request) => show(&mut client, request, output, names::import),
-            None => Ok(()),
-        },
+        NameCommand::Import(given) => show(client, given.request(zone), output, names::import),
     }
 }
 
@@ -172,6 +181,34 @@ fn watch<W: Write>(
         output.flush().map_err(Problem::Output)?;
     }
     Ok(())
+}
+
+/// Shows the monitor's latest decisions, and perhaps those that follow.
+fn decisions<W: Write>(
+    client: &mut Client,
+    given: &DecisionsArguments,
+    output: &mut Output<W>,
+) -> Result<(), Problem> {
+    let request = given.request();
+    let mut result = client.call(request)?;
+    if !given.follow {
+        return print(output, &result, report::decisions);
+    }
+    let later = DecisionsQuery {
+        limit: None,
+        ..request
+    };
+    let mut last = 0;
+    loop {
+        result.decisions.retain(|decision| decision.number > last);
+        if let Some(decision) = result.decisions.last() {
+            last = decision.number;
+            print(output, &result, report::decisions)?;
+            output.flush().map_err(Problem::Output)?;
+        }
+        thread::sleep(FOLLOW_INTERVAL);
+        result = client.call(later)?;
+    }
 }
 
 /// Waits until no connection waits to be spliced any more, and tells a person how many still do.

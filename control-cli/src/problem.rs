@@ -6,16 +6,21 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use control_protocol::ClientError;
+use control_protocol::{ClientError, Daemon};
 use nix::unistd::{Gid, Group, Uid, User};
 
 /// Why a command did not end well.
 #[derive(Debug)]
 pub enum Problem {
-    /// The daemon is not there, or didn't do it, or its answer got lost.
+    /// There is no way to the daemon.
+    Connect {
+        /// Which it is.
+        daemon: Daemon,
+        /// What is in the way.
+        error: ClientError,
+    },
+    /// The daemon didn't do it, or its answer got lost.
     Client(ClientError),
-    /// Nobody listens where the naming server should.
-    NoNamingServer(ClientError),
     /// A file can't be read.
     Input {
         /// The file.
@@ -35,13 +40,14 @@ impl Problem {
         ExitCode::from(match self {
             Self::Client(ClientError::Refused(_)) => 1,
             Self::Input { .. } => 2,
-            Self::NoNamingServer(_) => 3,
-            Self::Client(
-                ClientError::NobodyListens { .. }
-                | ClientError::PermissionDenied { .. }
-                | ClientError::Connect { .. },
-            ) => 3,
-            Self::Client(_) | Self::EndlessPages | Self::Output(_) => 4,
+            Self::Connect {
+                error:
+                    ClientError::NobodyListens { .. }
+                    | ClientError::PermissionDenied { .. }
+                    | ClientError::Connect { .. },
+                ..
+            } => 3,
+            Self::Connect { .. } | Self::Client(_) | Self::EndlessPages | Self::Output(_) => 4,
         })
     }
 
@@ -49,25 +55,21 @@ impl Problem {
     pub fn sentences(&self) -> Vec<String> {
         match self {
             Self::Client(ClientError::Refused(failure)) => vec![failure.message.clone()],
-            Self::Client(error @ ClientError::NobodyListens { .. }) => vec![
-                with_sources(error),
-                "start the daemon as root with `shuntd --proxy ADDR`, or say where it listens with \
-                 --socket PATH or SHUNT_SOCKET"
-                    .to_owned(),
-            ],
-            Self::Client(error @ ClientError::PermissionDenied { path, .. }) => {
-                vec![with_sources(error), who_may_connect(path)]
-            }
-            Self::Client(error @ ClientError::Connect { .. }) => vec![with_sources(error)],
-            Self::Client(error) => vec![
+            Self::Connect {
+                daemon,
+                error: error @ ClientError::NobodyListens { .. },
+            } => vec![with_sources(error), how_to_start(*daemon).to_owned()],
+            Self::Connect {
+                error: error @ ClientError::PermissionDenied { path, .. },
+                ..
+            } => vec![with_sources(error), who_may_connect(path)],
+            Self::Connect {
+                error: error @ ClientError::Connect { .. },
+                ..
+            } => vec![with_sources(error)],
+            Self::Connect { error, .. } | Self::Client(error) => vec![
                 with_sources(error),
                 "what was asked may or may not have been done".to_owned(),
-            ],
-            Self::NoNamingServer(error) => vec![
-                with_sources(error),
-                "start the naming server as root with `shunt-naming --upstream ADDR`, or say where it \
-                 listens with --naming PATH or SHUNT_NAMING"
-                    .to_owned(),
             ],
             Self::Input { path, error } => {
                 vec![format!("can't read {}: {error}", path.display())]
@@ -81,6 +83,23 @@ impl Problem {
 impl From<ClientError> for Problem {
     fn from(error: ClientError) -> Self {
         Self::Client(error)
+    }
+}
+
+/// What to do when a daemon isn't there.
+fn how_to_start(daemon: Daemon) -> &'static str {
+    match daemon {
+        Daemon::Rewriter => {
+            "start the daemon as root with `shuntd --proxy ADDR`, or say where it listens with \
+             --socket PATH or SHUNT_SOCKET"
+        }
+        Daemon::Monitor => {
+            "start shunt-monitor, or say where it listens with --monitor PATH or SHUNT_MONITOR"
+        }
+        Daemon::Naming => {
+            "start the naming server as root with `shunt-naming --upstream ADDR`, or say where it \
+             listens with --naming PATH or SHUNT_NAMING"
+        }
     }
 }
 

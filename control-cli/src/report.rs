@@ -3,19 +3,23 @@
 //! Sentences are for terminals. In a pipe, a result of a few single values is one line each: the
 //! field's name as in JSON, a tab, and the value.
 
+mod monitor;
+
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::time::Duration;
 
 use control_protocol::{
-    ConnectionInfo, Counters, Distribution, Divert, DivertResult, GroupStats, Grouping, ListResult,
-    Mirror, MirrorAddress, Outcome, Redirect, RedirectResult, RedirectsResult, Restore,
-    RestoreResult, StatsResult, VersionResult, WatchResult,
+    ConnectionInfo, Counters, Distribution, Divert, DivertResult, GroupStats, Grouping, HoldResult,
+    ListResult, LivenessResult, Mirror, MirrorAddress, Outcome, Redirect, RedirectResult,
+    RedirectsResult, Restore, RestoreResult, Service, StatsResult, VersionResult, WatchResult,
 };
 
 use crate::output::{Format, Output};
 use crate::table::{Cell, Table};
 use crate::units;
+
+pub use monitor::{decisions, mirrors};
 
 /// Shows what became of a `divert`.
 ///
@@ -27,7 +31,8 @@ pub fn divert<W: Write>(
     result: &DivertResult,
 ) -> io::Result<()> {
     if !output.for_people() {
-        return fields(output, &[("replaced", &result.replaced)]);
+        let DivertResult { replaced, held } = result;
+        return fields(output, &[("replaced", replaced), ("held", held)]);
     }
     let target = target(&request.mirrors, result.replaced);
     writeln!(
@@ -35,7 +40,8 @@ pub fn divert<W: Write>(
         "{}{}: {target}",
         request.service,
         clients(request.from)
-    )
+    )?;
+    note_hold(output, &request.service, result.held)
 }
 
 /// Shows what became of a `redirect`.
@@ -49,11 +55,15 @@ pub fn redirect<W: Write>(
 ) -> io::Result<()> {
     let RedirectResult {
         replaced,
+        held,
         id,
         outcome,
     } = result;
     if !output.for_people() {
-        fields(output, &[("replaced", replaced), ("id", id)])?;
+        fields(
+            output,
+            &[("replaced", replaced), ("held", held), ("id", id)],
+        )?;
         for (name, count) in named(outcome) {
             writeln!(output, "{name}\t{count}")?;
         }
@@ -66,6 +76,7 @@ pub fn redirect<W: Write>(
         request.service,
         clients(request.from)
     )?;
+    note_hold(output, &request.service, *held)?;
     writeln!(output, "existing connections:")?;
     for (name, count) in named(outcome) {
         let is_usual = ["moved", "reset", "kept"].contains(&&*name);
@@ -158,7 +169,8 @@ pub fn restore<W: Write>(
     result: &RestoreResult,
 ) -> io::Result<()> {
     if !output.for_people() {
-        return fields(output, &[("remaining", &result.remaining)]);
+        let RestoreResult { remaining, held } = result;
+        return fields(output, &[("remaining", remaining), ("held", held)]);
     }
     let rest = match result.remaining {
         0 => "no connection is left on a mirror".to_owned(),
@@ -170,7 +182,56 @@ pub fn restore<W: Write>(
         "{}{}: restored; {rest}",
         request.service,
         clients(request.from)
+    )?;
+    note_hold(output, &request.service, result.held)
+}
+
+/// Tells a person that a service has come to be held.
+fn note_hold<W: Write>(output: &mut Output<W>, service: &Service, held: bool) -> io::Result<()> {
+    if !held {
+        return Ok(());
+    }
+    writeln!(
+        output,
+        "{service} is held now: programs leave it alone until `shuntctl release {service}`"
     )
+}
+
+/// Shows what became of a `hold`.
+///
+/// # Errors
+/// The writer's.
+pub fn hold<W: Write>(
+    output: &mut Output<W>,
+    service: Service,
+    result: &HoldResult,
+) -> io::Result<()> {
+    changed(output, service, result, ["held", "held already"])
+}
+
+/// Shows what became of a `release`.
+///
+/// # Errors
+/// The writer's.
+pub fn release<W: Write>(
+    output: &mut Output<W>,
+    service: Service,
+    result: &HoldResult,
+) -> io::Result<()> {
+    changed(output, service, result, ["released", "it wasn't held"])
+}
+
+fn changed<W: Write>(
+    output: &mut Output<W>,
+    service: Service,
+    result: &HoldResult,
+    [done, not_needed]: [&str; 2],
+) -> io::Result<()> {
+    if !output.for_people() {
+        return fields(output, &[("changed", &result.changed)]);
+    }
+    let what = if result.changed { done } else { not_needed };
+    writeln!(output, "{service}: {what}")
 }
 
 /// Shows the diversions, one line a mirror.
@@ -193,12 +254,13 @@ pub fn list<W: Write>(output: &mut Output<W>, result: &ListResult) -> io::Result
                     Cell::Count(mirror.weight.into()),
                     Cell::Count(mirror.connections),
                     Cell::text(diversion.state),
+                    Cell::optional(diversion.held.then_some("held")),
                 ]
             })
         })
         .collect();
     if rows.is_empty() && output.for_people() {
-        return writeln!(output, "no diversions");
+        writeln!(output, "no diversions")?;
     }
     Table::new([
         "SERVICE",
@@ -207,6 +269,49 @@ pub fn list<W: Write>(output: &mut Output<W>, result: &ListResult) -> io::Result
         "WEIGHT",
         "CONNECTIONS",
         "STATE",
+        "HELD",
+    ])
+    .rows(output, &rows)?;
+    if output.for_people() && !result.holds.is_empty() {
+        let holds: Vec<String> = result.holds.iter().map(Service::to_string).collect();
+        writeln!(output, "held: {}", holds.join(", "))?;
+    }
+    Ok(())
+}
+
+/// Shows the mirrors' vital signs, one line a mirror.
+///
+/// # Errors
+/// The writer's.
+pub fn liveness<W: Write>(output: &mut Output<W>, result: &LivenessResult) -> io::Result<()> {
+    let rows: Vec<_> = result
+        .mirrors
+        .iter()
+        .map(|mirror| {
+            vec![
+                Cell::text(mirror.mirror),
+                Cell::Count(mirror.connections),
+                Cell::Millis(mirror.heard_ms.map(|ms| ms as f64)),
+                Cell::Count(mirror.unanswered),
+                Cell::Millis(mirror.waiting_ms.map(|ms| ms as f64)),
+                Cell::Count(mirror.refused),
+                Cell::Count(mirror.resets),
+                Cell::Count(mirror.icmp_errors),
+            ]
+        })
+        .collect();
+    if rows.is_empty() && output.for_people() {
+        return writeln!(output, "no mirror has had connections");
+    }
+    Table::new([
+        "MIRROR",
+        "CONNECTIONS",
+        "HEARD",
+        "UNANSWERED",
+        "WAITING",
+        "REFUSED",
+        "RESETS",
+        "ICMP ERRORS",
     ])
     .rows(output, &rows)
 }
@@ -463,6 +568,7 @@ fn counts(counters: &Counters, reasons: &[&str]) -> Vec<(String, Cell)> {
         ("created", counters.created),
         ("expired", counters.expired),
         ("evicted", counters.evicted),
+        ("retried", counters.retried),
         ("moved", counters.moved),
         ("reset", counters.reset),
     ] {
@@ -517,326 +623,4 @@ fn target(mirrors: &[Mirror], replaced: bool) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use control_protocol::{
-        DiversionInfo, DiversionState, MirrorInfo, OneWayStats, RedirectInfo, Traffic,
-    };
-
-    const TERMINAL: Format = Format::Terminal { bold: false };
-
-    fn written(
-        format: Format,
-        report: impl FnOnce(&mut Output<&mut Vec<u8>>) -> io::Result<()>,
-    ) -> String {
-        let mut bytes = Vec::new();
-        report(&mut Output::new(&mut bytes, format)).expect("memory takes it");
-        String::from_utf8(bytes).expect("text")
-    }
-
-    fn request() -> Redirect {
-        Redirect {
-            service: "10.1.0.1:80/tcp".parse().expect("a service"),
-            mirrors: ["10.2.0.2:80", "10.2.0.3:80*3"]
-                .map(|text| text.parse().expect(text))
-                .into(),
-            from: Some("10.0.0.0/8".parse().expect("a prefix")),
-            tcp: control_protocol::TcpMove::Splice,
-            splice: control_protocol::Splice::default(),
-            from_mirror: None,
-        }
-    }
-
-    #[test]
-    fn changes_are_told_in_sentences() {
-        let Redirect {
-            service,
-            mirrors,
-            from,
-            ..
-        } = request();
-        let divert_request = Divert {
-            service,
-            mirrors,
-            from: None,
-        };
-        assert_eq!(
-            written(TERMINAL, |output| divert(
-                output,
-                &divert_request,
-                &DivertResult { replaced: false }
-            )),
-            "10.1.0.1:80/tcp: new connections go to 10.2.0.2:80, 10.2.0.3:80*3\n"
-        );
-
-        let result = RedirectResult {
-            replaced: true,
-            id: 7,
-            outcome: Outcome {
-                moved: 12,
-                waiting: 2,
-                reset: 3,
-                kept: 1,
-                refused: [("tls".to_owned(), 4)].into(),
-                longest_hold_us: 1234,
-                ..Outcome::default()
-            },
-        };
-        assert_eq!(
-            written(TERMINAL, |output| redirect(output, &request(), &result)),
-            "10.1.0.1:80/tcp from 10.0.0.0/8: new connections go to 10.2.0.2:80, 10.2.0.3:80*3, in \
-             place of the earlier mirrors\n\
-             existing connections:\n  \
-               moved                            12\n  \
-               waiting                           2\n  \
-               reset                             3\n  \
-               kept                              1\n  \
-               refused (tls)                     4\n\
-             longest hold of a request: 1.2ms\n\
-             see what becomes of them: shuntctl redirects 7\n"
-        );
-        assert_eq!(
-            written(Format::Plain, |output| redirect(
-                output,
-                &request(),
-                &result
-            )),
-            "replaced\ttrue\nid\t7\nmoved\t12\nwaiting\t2\nleft\t0\nreset\t3\nkept\t1\n\
-             refused (tls)\t4\nlongest_hold_us\t1234\n"
-        );
-
-        let restore_request = Restore { service, from };
-        for (remaining, rest) in [
-            (0, "no connection is left on a mirror"),
-            (1, "1 connection stays on its mirror until it ends"),
-            (2, "2 connections stay on their mirror until they end"),
-        ] {
-            assert_eq!(
-                written(TERMINAL, |output| restore(
-                    output,
-                    &restore_request,
-                    &RestoreResult { remaining }
-                )),
-                format!("10.1.0.1:80/tcp from 10.0.0.0/8: restored; {rest}\n")
-            );
-        }
-    }
-
-    #[test]
-    fn diversions_have_a_line_for_each_mirror() {
-        let mirror = |last, weight, connections| MirrorInfo {
-            address: [10, 2, 0, last].into(),
-            port: Some(80),
-            weight,
-            connections,
-        };
-        let result = ListResult {
-            diversions: vec![
-                DiversionInfo {
-                    service: "10.1.0.1:80/tcp".parse().expect("a service"),
-                    from: None,
-                    mirrors: vec![mirror(2, 1, 12), mirror(3, 0, 1)],
-                    state: DiversionState::Active,
-                },
-                DiversionInfo {
-                    service: "10.1.0.9".parse().expect("a service"),
-                    from: Some("10.0.0.0/8".parse().expect("a prefix")),
-                    mirrors: vec![MirrorInfo {
-                        port: None,
-                        ..mirror(4, 0, 7)
-                    }],
-                    state: DiversionState::Restored,
-                },
-            ],
-        };
-        insta::assert_snapshot!(written(TERMINAL, |output| list(output, &result)), @r"
-        SERVICE          FROM        MIRROR       WEIGHT  CONNECTIONS  STATE
-        10.1.0.1:80/tcp  -           10.2.0.2:80       1           12  active
-        10.1.0.1:80/tcp  -           10.2.0.3:80       0            1  active
-        10.1.0.9         10.0.0.0/8  10.2.0.4          0            7  restored
-        ");
-        insta::assert_snapshot!(written(Format::Plain, |output| list(output, &result)), @r"
-        10.1.0.1:80/tcp	-	10.2.0.2:80	1	12	active
-        10.1.0.1:80/tcp	-	10.2.0.3:80	0	1	active
-        10.1.0.9	10.0.0.0/8	10.2.0.4	0	7	restored
-        ");
-    }
-
-    #[test]
-    fn redirects_have_a_line_each() {
-        let outcome = Outcome {
-            moved: 12,
-            waiting: 2,
-            left: 1,
-            refused: [("ssh".to_owned(), 1), ("tls".to_owned(), 4)].into(),
-            ..Outcome::default()
-        };
-        let result = RedirectsResult {
-            redirects: vec![
-                RedirectInfo {
-                    id: 6,
-                    service: "10.1.0.9".parse().expect("a service"),
-                    age_seconds: 70,
-                    outcome: Outcome::default(),
-                },
-                RedirectInfo {
-                    id: 7,
-                    service: "10.1.0.1:80/tcp".parse().expect("a service"),
-                    age_seconds: 3,
-                    outcome,
-                },
-            ],
-        };
-        insta::assert_snapshot!(written(TERMINAL, |output| redirects(output, &result)), @r"
-        ID  SERVICE          SECONDS  MOVED  WAITING  LEFT  RESET  KEPT  REFUSED
-        6   10.1.0.9              70      0        0     0      0     0  -
-        7   10.1.0.1:80/tcp        3     12        2     1      0     0  1 ssh, 4 tls
-        ");
-        insta::assert_snapshot!(written(Format::Plain, |output| redirects(output, &result)), @r"
-        6	10.1.0.9	70	0	0	0	0	0	-
-        7	10.1.0.1:80/tcp	3	12	2	1	0	0	1 ssh, 4 tls
-        ");
-    }
-
-    #[test]
-    fn a_person_is_told_when_a_list_is_empty() {
-        let result = ListResult {
-            diversions: Vec::new(),
-        };
-        assert_eq!(
-            written(TERMINAL, |output| list(output, &result)),
-            "no diversions\n"
-        );
-        assert_eq!(written(Format::Plain, |output| list(output, &result)), "");
-
-        let empty = |format| {
-            written(format, |output| {
-                let mut report = Connections::new();
-                report.page(output, &[])?;
-                report.end(output)
-            })
-        };
-        assert_eq!(empty(TERMINAL), "no connections\n");
-        assert_eq!(empty(Format::Plain), "");
-        assert_eq!(empty(Format::Json), "{\"connections\":[]}\n");
-    }
-
-    #[test]
-    fn counters_have_a_column_for_each_worker() {
-        let worker = |packets, no_route| Counters {
-            received: Traffic {
-                packets,
-                bytes: packets * 1000,
-            },
-            created: packets / 10,
-            drops: [("malformed", 0), ("no_route", no_route)]
-                .map(|(reason, count)| (reason.to_owned(), count))
-                .into(),
-            ..Counters::default()
-        };
-        let workers = vec![worker(70, 0), worker(50_000, 2)];
-        let mut total = Counters::default();
-        workers.iter().for_each(|counters| total.add(counters));
-        let result = StatsResult {
-            uptime_seconds: 3700,
-            workers,
-            total,
-            groups: None,
-        };
-
-        insta::assert_snapshot!(written(TERMINAL, |output| stats(output, &result)), @r"
-        up for 1h 1m
-        COUNTER                       TOTAL  WORKER 0  WORKER 1
-        received.packets              50070        70     50000
-        received.bytes              50.1 MB   70.0 kB   50.0 MB
-        translated_forward.packets        0         0         0
-        translated_forward.bytes        0 B       0 B       0 B
-        translated_reverse.packets        0         0         0
-        translated_reverse.bytes        0 B       0 B       0 B
-        passed.packets                    0         0         0
-        passed.bytes                    0 B       0 B       0 B
-        held.packets                      0         0         0
-        held.bytes                      0 B       0 B       0 B
-        handed_over                       0         0         0
-        reassembled                       0         0         0
-        connections                       0         0         0
-        created                        5007         7      5000
-        expired                           0         0         0
-        evicted                           0         0         0
-        moved                             0         0         0
-        reset                             0         0         0
-        drops.no_route                    2         0         2
-        ");
-        let plain = written(Format::Plain, |output| stats(output, &result));
-        assert!(plain.starts_with("uptime_seconds\t3700\nreceived.packets\t50070\t70\t50000\n"));
-        assert!(plain.ends_with("drops.malformed\t0\t0\t0\ndrops.no_route\t2\t0\t2\n"));
-    }
-
-    #[test]
-    fn groups_have_a_line_each_by_what_they_are_taken_together_by() {
-        let group = GroupStats {
-            service: Some("10.1.0.1:80/tcp".parse().expect("a service")),
-            from: None,
-            mirror: Some(([10, 2, 0, 2], 80).into()),
-            clients: None,
-            connections: 12,
-            opened: 40,
-            refused: 1,
-            unanswered: 2,
-            icmp_errors: 3,
-            forward: OneWayStats {
-                packets: 1000,
-                bytes: 123_456,
-                retransmissions: 4,
-                resets: 5,
-                ..OneWayStats::default()
-            },
-            reverse: OneWayStats {
-                packets: 900,
-                bytes: 7_654_321,
-                retransmissions: 6,
-                ..OneWayStats::default()
-            },
-            mirror_handshake: Distribution::default(),
-            client_handshake: Distribution::default(),
-            mirror_rtt: Distribution::default(),
-            client_rtt: Distribution::default(),
-            first_byte: Distribution {
-                count: 400,
-                p50_us: 850,
-                p90_us: 1_200,
-                p99_us: 45_000,
-                max_us: 60_000,
-            },
-        };
-        let rest = GroupStats {
-            service: None,
-            mirror: None,
-            first_byte: Distribution::default(),
-            ..group.clone()
-        };
-        insta::assert_snapshot!(
-            written(TERMINAL, |output| groups(output, Grouping::Mirror, std::slice::from_ref(&group))), @r"
-        SERVICE          FROM  MIRROR       CONNECTIONS  OPENED  REFUSED  UNANSWERED  RESETS  ICMP ERRORS  FWD PACKETS  FWD BYTES  REV PACKETS  REV BYTES  RETRANSMISSIONS  ANSWERS     P50      P90      P99  CLIENT RTT  MIRROR RTT
-        10.1.0.1:80/tcp  -     10.2.0.2:80           12      40        1           2       5            3         1000   123.5 kB          900     7.7 MB               10      400  850 µs  1.20 ms  45.0 ms           -           -
-        ");
-        insta::assert_snapshot!(
-            written(TERMINAL, |output| groups(output, Grouping::Client, &[rest])), @r"
-        CLIENTS  CONNECTIONS  OPENED  REFUSED  UNANSWERED  RESETS  ICMP ERRORS  FWD PACKETS  FWD BYTES  REV PACKETS  REV BYTES  RETRANSMISSIONS  ANSWERS  P50  P90  P99  CLIENT RTT  MIRROR RTT
-        others            12      40        1           2       5            3         1000   123.5 kB          900     7.7 MB               10        0    -    -    -           -           -
-        ");
-        let update = WatchResult {
-            interval_ms: 1003,
-            groups: vec![group],
-        };
-        insta::assert_snapshot!(
-            written(Format::Plain, |output| super::update(output, Grouping::Service, &update)), @r"
-        interval_ms	1003
-        10.1.0.1:80/tcp	-	12	40	1	2	5	3	1000	123456	900	7654321	10	400	850	1200	45000	-	-
-        ");
-        assert_eq!(
-            written(TERMINAL, |output| groups(output, Grouping::Mirror, &[])),
-            "nothing has been measured\n"
-        );
-    }
-}
+mod tests;

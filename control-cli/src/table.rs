@@ -10,7 +10,7 @@ use crate::output::{Format, Output};
 use crate::units;
 
 /// One field of a table: people see it rounded, programs as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Cell {
     /// A text; stands at the left of its column, and numbers at the right.
     Text(String),
@@ -22,6 +22,10 @@ pub enum Cell {
     Seconds(u64),
     /// A number of microseconds, or a dash in place of nothing.
     Micros(Option<u64>),
+    /// A number of milliseconds, or a dash in place of nothing.
+    Millis(Option<f64>),
+    /// Any number, or a dash in place of nothing.
+    Number(Option<f64>),
 }
 
 impl Cell {
@@ -40,6 +44,9 @@ impl Cell {
             Self::Text(text) => text.clone(),
             Self::Count(number) | Self::Bytes(number) | Self::Seconds(number) => number.to_string(),
             Self::Micros(time) => time.map_or_else(|| "-".to_owned(), |time| time.to_string()),
+            Self::Millis(number) | Self::Number(number) => {
+                number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+            }
         }
     }
 
@@ -49,6 +56,14 @@ impl Cell {
             Self::Bytes(number) => units::bytes(*number),
             Self::Seconds(number) => units::duration(*number),
             Self::Micros(time) => time.map_or_else(|| "-".to_owned(), units::micros),
+            Self::Millis(time) => time.map_or_else(
+                || "-".to_owned(),
+                // A negative time would show as 0.
+                |time| units::micros((time * 1000.0).round() as u64),
+            ),
+            Self::Number(number) => {
+                number.map_or_else(|| "-".to_owned(), |number| format!("{number:.1}"))
+            }
         }
     }
 }
@@ -129,9 +144,7 @@ impl Table {
             .zip(&self.widths)
             .map(|((cell, text), width)| match cell {
                 Cell::Text(_) => format!("{text:<width$}"),
-                Cell::Count(_) | Cell::Bytes(_) | Cell::Seconds(_) | Cell::Micros(_) => {
-                    format!("{text:>width$}")
-                }
+                _ => format!("{text:>width$}"),
             })
             .collect();
         columns.join("  ").trim_end().to_owned()

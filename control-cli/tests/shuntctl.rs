@@ -10,9 +10,9 @@ use std::thread::{self, JoinHandle};
 
 use assert_cmd::Command;
 use control_protocol::{
-    Answer, ConnectionInfo, ConnectionState, ConnectionsQuery, ConnectionsResult, Cursor,
-    DivertResult, ErrorCode, Method, Protocol, Request, RestoreResult, TcpMove, Timing, Traffic,
-    VersionResult, read_request,
+    Answer, ConnectionInfo, ConnectionState, ConnectionsQuery, ConnectionsResult, Cursor, Decision,
+    DecisionsQuery, DecisionsResult, DivertResult, ErrorCode, Method, Protocol, Request,
+    RestoreResult, TcpMove, Timing, Traffic, VersionResult, read_request,
 };
 
 /// `shuntctl` without the environment's wishes, asking the daemon at this path.
@@ -96,7 +96,13 @@ fn connection(last: u8) -> ConnectionInfo {
 
 #[test]
 fn a_divert_is_asked_for_as_it_was_typed() {
-    let daemon = Daemon::answering(vec![Answer::ok(1, &DivertResult { replaced: false })]);
+    let daemon = Daemon::answering(vec![Answer::ok(
+        1,
+        &DivertResult {
+            replaced: false,
+            held: false,
+        },
+    )]);
     shuntctl(&daemon.socket())
         .args([
             "divert",
@@ -107,7 +113,7 @@ fn a_divert_is_asked_for_as_it_was_typed() {
         .args(["--from", "10.0.0.0/8"])
         .assert()
         .success()
-        .stdout("replaced\tfalse\n")
+        .stdout("replaced\tfalse\nheld\tfalse\n")
         .stderr("");
     let Method::Divert(divert) = daemon.method() else {
         panic!("another method")
@@ -149,6 +155,96 @@ fn a_redirect_splices_unless_told_otherwise() {
             "10.2.0.9:80"
         );
     }
+}
+
+#[test]
+fn a_share_is_one_of_a_mirror_s_connections() {
+    let refusal = Answer::error(Some(1), ErrorCode::Refused, "not now");
+    let daemon = Daemon::answering(vec![refusal]);
+    shuntctl(&daemon.socket())
+        .args(["redirect", "10.1.0.1:80", "10.2.0.2", "10.2.0.3"])
+        .args(["--from-mirror", "10.2.0.3", "--share", "40%"])
+        .assert()
+        .code(1);
+    let Method::Redirect(redirect) = daemon.method() else {
+        panic!("another method")
+    };
+    assert_eq!(redirect.share.map(|share| share.get()), Some(40));
+    assert!(!redirect.automatic);
+
+    for wrong in [
+        &["--share", "40%"][..],
+        &["--from-mirror", "10.2.0.3", "--share", "0"],
+    ] {
+        shuntctl(std::path::Path::new("/nowhere"))
+            .args(["redirect", "10.1.0.1:80", "10.2.0.2", "10.2.0.3"])
+            .args(wrong)
+            .assert()
+            .code(2);
+    }
+}
+
+#[test]
+fn the_monitor_is_asked_on_its_own_socket() {
+    let decision = Decision {
+        number: 4,
+        at: "2026-11-24T15:04:05Z".to_owned(),
+        age_ms: 5210,
+        service: Some("10.1.0.1:80/tcp".parse().expect("a service")),
+        clients: "everyone".to_owned(),
+        kind: "failover".to_owned(),
+        reason: "b is silent".to_owned(),
+        from: Vec::new(),
+        to: Vec::new(),
+        cost_before_ms: None,
+        cost_after_ms: None,
+        improvement_percent: None,
+        moved: 3,
+        instructions: Vec::new(),
+        errors: Vec::new(),
+    };
+    let result = DecisionsResult {
+        decisions: vec![decision],
+    };
+    let monitor = Daemon::answering(vec![Answer::ok(1, &result)]);
+    let nowhere = std::path::Path::new("/nowhere");
+    shuntctl(nowhere)
+        .env("SHUNT_MONITOR", monitor.socket())
+        .args(["decisions", "--service", "10.1.0.1:80/tcp", "--limit", "5"])
+        .assert()
+        .success()
+        .stdout(
+            "4\t2026-11-24T15:04:05Z\t10.1.0.1:80/tcp\teveryone\tfailover\t-\t-\t-\t-\t-\t3\tb is \
+             silent\t-\t-\n",
+        );
+    let Method::Decisions(query) = monitor.method() else {
+        panic!("another method")
+    };
+    assert_eq!(query.limit, Some(5));
+
+    // A daemon that answers other methods says which one answers these.
+    let method = DecisionsQuery::default().into();
+    let elsewhere = Answer::elsewhere(1, &method, control_protocol::Daemon::Rewriter);
+    let daemon = Daemon::answering(vec![elsewhere]);
+    shuntctl(nowhere)
+        .args(["decisions", "--monitor"])
+        .arg(daemon.socket())
+        .assert()
+        .code(1)
+        .stderr(
+            "shuntctl: shuntd doesn't answer `decisions`; shunt-monitor does, on its own socket, which \
+             is usually /run/shunt/monitor.sock\n",
+        );
+
+    shuntctl(nowhere)
+        .args(["mirrors", "--monitor", "/nowhere/monitor.sock"])
+        .assert()
+        .code(3)
+        .stderr(
+            "shuntctl: nobody listens on /nowhere/monitor.sock: No such file or directory (os error 2)\n\
+             shuntctl: start shunt-monitor, or say where it listens with --monitor PATH or \
+             SHUNT_MONITOR\n",
+        );
 }
 
 #[test]
@@ -274,14 +370,20 @@ fn json_is_the_result_as_it_was_sent_wherever_the_option_stands() {
 
 #[test]
 fn the_environment_says_where_the_daemon_is_unless_the_command_line_does() {
-    let daemon = Daemon::answering(vec![Answer::ok(1, &RestoreResult { remaining: 3 })]);
+    let daemon = Daemon::answering(vec![Answer::ok(
+        1,
+        &RestoreResult {
+            remaining: 3,
+            held: false,
+        },
+    )]);
     Command::cargo_bin("shuntctl")
         .expect("it is built")
         .env("SHUNT_SOCKET", daemon.socket())
         .args(["restore", "10.1.0.1"])
         .assert()
         .success()
-        .stdout("remaining\t3\n");
+        .stdout("remaining\t3\nheld\tfalse\n");
 }
 
 #[test]
@@ -396,11 +498,16 @@ fn help_shows_the_commands() {
       redirect     Send new and existing connections to other servers
       redirects    Show what has become of the latest redirects, or have one wait no longer
       restore      Remove a diversion; existing connections stay on their mirror until they end
+      hold         Have programs that decide by themselves, as the monitor does, leave a service alone
+      release      Let programs decide about a service again
       list         List the diversions with their mirrors, one line a mirror
       connections  List the connections
       stats        Show what the workers have counted since the daemon started
       watch        Show what is measured of the connections, once a second
       name         Say which names the naming server answers, and with what
+      liveness     Show the mirrors' vital signs: which are heard, and which leave something unanswered
+      decisions    Show what the monitor has decided lately, and why
+      mirrors      Show what the monitor thinks of the mirrors
       version      Show which daemon answers, and how it was started
       help         Print this message or the help of the given subcommand(s)
 
@@ -429,6 +536,7 @@ fn the_help_of_a_command_explains_its_values() {
           --tcp <HOW>             What becomes of established TCP connections [default: splice]
                                   [possible values: splice, rewrite, reset]
           --from-mirror <MIRROR>  Only the connections that are on this mirror now, IP or IP:PORT
+          --share <PERCENT>       Move only this share of the connections on --from-mirror, such as 40%
           --json                  Print the result as one JSON object
           --socket <PATH>         The daemon's control socket [env: SHUNT_SOCKET] [default:
                                   /run/shunt/control.sock]

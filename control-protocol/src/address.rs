@@ -86,6 +86,18 @@ pub struct Service {
     pub protocol: Option<Protocol>,
 }
 
+impl Service {
+    /// Whether all that is `other` is this as well: the same address, and what this says of port and
+    /// protocol the other says too.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.address == other.address
+            && self.port.is_none_or(|port| other.port == Some(port))
+            && self
+                .protocol
+                .is_none_or(|protocol| other.protocol == Some(protocol))
+    }
+}
+
 impl FromStr for Service {
     type Err = TextError;
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::line::{MAX_ANSWER_LINE, MAX_MESSAGE, PROTOCOL_VERSION, json_line};
+use crate::method::{Daemon, Method};
 use crate::text::words;
 
 /// What the daemon says to one request.
@@ -44,6 +45,26 @@ impl Answer {
             id,
             outcome: Err(Failure { code, message }),
         }
+    }
+
+    /// There is such a method, but `daemon` isn't the one that answers it.
+    pub fn elsewhere(id: u64, method: &Method, daemon: Daemon) -> Self {
+        let other = match method {
+            Method::Decisions(_) | Method::Mirrors(_) => Daemon::Monitor,
+            Method::NameSet(_)
+            | Method::NameUnset(_)
+            | Method::NameList(_)
+            | Method::NameImport(_) => Daemon::Naming,
+            _ => Daemon::Rewriter,
+        };
+        let message = format!(
+            "{} doesn't answer `{}`; {} does, on its own socket, which is usually {}",
+            daemon.program(),
+            method.name(),
+            other.program(),
+            other.default_socket()
+        );
+        Self::error(Some(id), ErrorCode::UnknownMethod, message)
     }
 
     /// The answer as a line, `\n` included. In place of an answer longer than [`MAX_ANSWER_LINE`]
@@ -150,12 +171,14 @@ pub enum ErrorCode {
     TooLarge,
     /// The request is of a version of the protocol that the daemon doesn't speak.
     UnsupportedVersion,
-    /// There is no method of this name.
+    /// There is no method of this name, or another daemon answers it.
     UnknownMethod,
     /// A parameter is unknown, missing, or has a wrong value.
     InvalidParams,
     /// The request is in order, but the daemon won't or can't do it.
     Refused,
+    /// An automatic instruction about a service that is held ([`crate::Hold`]): nothing has changed.
+    Held,
     /// The daemon failed. A [`Failure`] whose code is unknown is read as one of this code, since later
     /// versions of the daemon may have more.
     Internal,
@@ -168,6 +191,7 @@ words!(ErrorCode, "error code", "one of the codes of the protocol", {
     UnknownMethod => "unknown_method",
     InvalidParams => "invalid_params",
     Refused => "refused",
+    Held => "held",
     Internal => "internal",
 });
 
@@ -183,10 +207,10 @@ mod tests {
 
     #[test]
     fn answers_are_written_as_the_document_says_and_read_back() {
-        let ok = Answer::ok(7, &crate::DivertResult { replaced: false });
+        let ok = Answer::ok(7, &crate::HoldResult { changed: false });
         assert_eq!(
             ok.to_line(),
-            "{\"v\":1,\"id\":7,\"result\":{\"replaced\":false}}\n"
+            "{\"v\":1,\"id\":7,\"result\":{\"changed\":false}}\n"
         );
         assert_eq!(
             Answer::from_line(ok.to_line().as_bytes()).expect("an answer"),
@@ -201,6 +225,29 @@ mod tests {
         assert_eq!(
             Answer::from_line(error.to_line().as_bytes()).expect("an answer"),
             error
+        );
+    }
+
+    #[test]
+    fn a_method_of_another_daemon_is_told_from_one_that_there_is_not() {
+        let decisions = Method::from(crate::DecisionsQuery::default());
+        let failure = Answer::elsewhere(7, &decisions, Daemon::Rewriter)
+            .outcome
+            .expect_err("a failure");
+        assert_eq!(failure.code, ErrorCode::UnknownMethod);
+        assert_eq!(
+            failure.message,
+            "shuntd doesn't answer `decisions`; shunt-monitor does, on its own socket, which is usually \
+             /run/shunt/monitor.sock"
+        );
+        let list = Method::from(crate::List {});
+        let failure = Answer::elsewhere(7, &list, Daemon::Monitor)
+            .outcome
+            .expect_err("a failure");
+        assert_eq!(
+            failure.message,
+            "shunt-monitor doesn't answer `list`; shuntd does, on its own socket, which is usually \
+             /run/shunt/control.sock"
         );
     }
 

@@ -366,15 +366,21 @@ mod tests {
         let restore = Restore {
             service: "10.1.0.1:80".parse().expect("a service"),
             from: None,
+            automatic: false,
         };
 
         let result = client.call(restore.clone()).expect("an answer");
-        assert_eq!(result, RestoreResult { remaining: 3 });
+        let expected = RestoreResult {
+            remaining: 3,
+            held: false,
+        };
+        assert_eq!(result, expected);
         let result = client.call(List {}).expect("an answer");
         assert_eq!(
             result,
             ListResult {
-                diversions: Vec::new()
+                diversions: Vec::new(),
+                holds: Vec::new(),
             }
         );
 
@@ -496,6 +502,7 @@ mod tests {
             service: "10.1.0.1:80".parse().expect("a service"),
             mirrors: vec![mirror; MAX_LINE / 10],
             from: None,
+            automatic: false,
         };
         let daemon = Daemon::answering(Vec::new());
         let result = daemon.client().call(divert);

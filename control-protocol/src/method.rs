@@ -7,14 +7,16 @@ use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::{Mirror, MirrorAddress, Service};
+use crate::monitor::{DecisionsResult, MirrorsResult};
 use crate::names::{
     NameImport, NameImportResult, NameList, NameListResult, NameSet, NameSetResult, NameUnset,
     NameUnsetResult,
 };
+use crate::percent::Percent;
 use crate::prefix::ClientPrefix;
 use crate::results::{
-    ConnectionsResult, DivertResult, ListResult, RedirectResult, RedirectsResult, RestoreResult,
-    StatsResult, VersionResult, WatchResult,
+    ConnectionsResult, DivertResult, HoldResult, ListResult, LivenessResult, RedirectResult,
+    RedirectsResult, RestoreResult, StatsResult, VersionResult, WatchResult,
 };
 use crate::text::{TextError, digits, excerpt, json_as_text, words};
 
@@ -85,6 +87,10 @@ methods! {
     Redirects(RedirectsQuery) => "redirects", RedirectsResult;
     /// Removes a diversion; existing connections stay where they are until they end.
     Restore(Restore) => "restore", RestoreResult;
+    /// Has programs that decide by themselves leave a service alone.
+    Hold(Hold) => "hold", HoldResult;
+    /// Lets programs decide about a service again.
+    Release(ReleaseHold) => "release", HoldResult;
     /// Asks for all diversions.
     List(List) => "list", ListResult;
     /// Asks for one page of the connections.
@@ -93,6 +99,12 @@ methods! {
     Stats(Stats) => "stats", StatsResult;
     /// Asks for what is measured from now on, an update a second.
     Watch(Watch) => "watch", WatchResult;
+    /// Asks for the mirrors' vital signs.
+    Liveness(Liveness) => "liveness", LivenessResult;
+    /// Asks the monitor what it has decided lately.
+    Decisions(DecisionsQuery) => "decisions", DecisionsResult;
+    /// Asks the monitor what it thinks of the mirrors.
+    Mirrors(Mirrors) => "mirrors", MirrorsResult;
     /// Lists a name, for the naming server to answer.
     NameSet(NameSet) => "name_set", NameSetResult;
     /// Lists a name no longer.
@@ -103,6 +115,49 @@ methods! {
     NameImport(NameImport) => "name_import", NameImportResult;
     /// Asks who is answering.
     Version(Version) => "version", VersionResult;
+}
+
+/// A daemon that speaks the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Daemon {
+    /// `shuntd`, which rewrites packets.
+    Rewriter,
+    /// `shunt-monitor`, which decides where they should go.
+    Monitor,
+    /// `shunt-naming`, which answers names.
+    Naming,
+}
+
+impl Daemon {
+    /// The program's name.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Rewriter => "shuntd",
+            Self::Monitor => "shunt-monitor",
+            Self::Naming => "shunt-naming",
+        }
+    }
+
+    /// Where it listens unless told otherwise.
+    pub const fn default_socket(self) -> &'static str {
+        match self {
+            Self::Rewriter => crate::DEFAULT_SOCKET,
+            Self::Monitor => crate::DEFAULT_MONITOR_SOCKET,
+            Self::Naming => crate::DEFAULT_NAMING_SOCKET,
+        }
+    }
+
+    /// Whether it answers a method.
+    pub const fn answers(self, method: &Method) -> bool {
+        match method {
+            Method::Decisions(_) | Method::Mirrors(_) => matches!(self, Self::Monitor),
+            Method::NameSet(_)
+            | Method::NameUnset(_)
+            | Method::NameList(_)
+            | Method::NameImport(_) => matches!(self, Self::Naming),
+            _ => matches!(self, Self::Rewriter),
+        }
+    }
 }
 
 /// Sets a diversion, or replaces the mirrors of the one with the same `service` and `from`: new
@@ -118,6 +173,9 @@ pub struct Divert {
     /// Only these clients; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ClientPrefix>,
+    /// It is given by a program that decides by itself, which has to leave alone what is held ([`Hold`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
 }
 
 /// Sets a diversion as [`Divert`] does, and moves the existing connections that it governs to the
@@ -146,6 +204,14 @@ pub struct Redirect {
     /// Move only the connections that are on this mirror now; `None`: those on any mirror.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_mirror: Option<MirrorAddress>,
+    /// Move only this share of the connections on `from_mirror`, which must be given, and move them
+    /// although that mirror may be one of `mirrors` still: to another of these. `None`: all, but those
+    /// that are on one of `mirrors` already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Percent>,
+    /// As in [`Divert`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
 }
 
 /// What becomes of an established TCP connection that is redirected.
@@ -270,6 +336,29 @@ pub struct Restore {
     /// The diversion's clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ClientPrefix>,
+    /// As in [`Divert`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
+}
+
+/// The most services that may be held.
+pub const MAX_HOLDS: usize = 4096;
+
+/// Has programs that decide by themselves leave alone whatever `service` [covers](Service::covers): their
+/// instructions about it are refused ([`crate::ErrorCode::Held`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hold {
+    /// What is to be left alone.
+    pub service: Service,
+}
+
+/// Takes back a [`Hold`] of exactly this service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseHold {
+    /// What was held.
+    pub service: Service,
 }
 
 /// Asks for all diversions; takes no parameters.
@@ -374,6 +463,32 @@ words!(Grouping, "grouping", "mirror, service or client", {
     Client => "client",
 });
 
+/// Asks for the mirrors' vital signs; takes no parameters. Cheap enough to be asked ten times a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Liveness {}
+
+/// Asks the monitor for its latest decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecisionsQuery {
+    /// Only those about this service; `None`: about any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
+    /// The most decisions in the answer, from 1 to [`MAX_PAGE`], which `None` stands for.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "page_limit"
+    )]
+    pub limit: Option<u32>,
+}
+
+/// Asks the monitor what it thinks of the mirrors; takes no parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mirrors {}
+
 /// Asks who is answering; takes no parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -431,7 +546,26 @@ mod tests {
         check::<List>();
         check::<ConnectionsQuery>();
         check::<Stats>();
+        check::<Liveness>();
+        check::<DecisionsQuery>();
+        check::<Mirrors>();
         check::<Version>();
+    }
+
+    #[test]
+    fn each_method_has_a_daemon_that_answers_it() {
+        for (method, daemons) in [
+            (Method::from(List {}), [true, false, false]),
+            (Liveness {}.into(), [true, false, false]),
+            (DecisionsQuery::default().into(), [false, true, false]),
+            (Mirrors {}.into(), [false, true, false]),
+            (NameList::default().into(), [false, false, true]),
+            (Version {}.into(), [true, false, false]),
+        ] {
+            let all = [Daemon::Rewriter, Daemon::Monitor, Daemon::Naming];
+            let answers = all.map(|daemon| daemon.answers(&method));
+            assert_eq!(answers, daemons, "{}", method.name());
+        }
     }
 
     #[test]

@@ -237,6 +237,7 @@ mod tests {
                 service: "10.1.0.1:80/tcp".parse().expect("a service"),
                 mirrors: vec!["10.2.0.2:8080*3".parse().expect("a mirror")],
                 from: Some("10.0.0.0/8".parse().expect("a prefix")),
+                automatic: false,
             }),
         };
         let line = request.to_line();
@@ -281,6 +282,8 @@ mod tests {
             tcp: TcpMove::Splice,
             splice: crate::method::Splice::default(),
             from_mirror: None,
+            share: None,
+            automatic: false,
         };
         assert_eq!(
             request,
@@ -387,8 +390,8 @@ mod tests {
             Some(3),
             ErrorCode::UnknownMethod,
             "there is no method \"delete\"; expected one of divert, redirect, redirects, \
-             restore, list, connections, stats, watch, name_set, name_unset, name_list, \
-             name_import, version",
+             restore, hold, release, list, connections, stats, watch, liveness, decisions, mirrors, \
+             name_set, name_unset, name_list, name_import, version",
         );
     }
 
@@ -430,7 +433,17 @@ mod tests {
             (
                 "divert",
                 r#"{"service":"10.1.0.1","mirrors":["10.2.0.2"],"form":"10.0.0.0/8"}"#,
-                "unknown field `form`, expected one of `service`, `mirrors`, `from`",
+                "unknown field `form`, expected one of `service`, `mirrors`, `from`, `automatic`",
+            ),
+            (
+                "redirect",
+                r#"{"service":"10.1.0.1","mirrors":["10.2.0.2"],"share":101}"#,
+                "\"101\" is not a percentage; expected a number from 1 to 100",
+            ),
+            (
+                "decisions",
+                r#"{"limit":1001}"#,
+                "`limit` is 1001; expected a number from 1 to 1000",
             ),
             (
                 "restore",

@@ -18,6 +18,10 @@ use crate::text::words;
 pub struct DivertResult {
     /// Whether a diversion with the same service and clients was there before.
     pub replaced: bool,
+    /// Whether the service is held because of this: a program had decided about it, and is to leave it
+    /// alone from now on ([`crate::Hold`]).
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// Answer to [`crate::Redirect`]: the diversion is set, and this has become of the connections that it
@@ -26,6 +30,9 @@ pub struct DivertResult {
 pub struct RedirectResult {
     /// Whether a diversion with the same service and clients was there before.
     pub replaced: bool,
+    /// As in [`DivertResult`].
+    #[serde(default)]
+    pub held: bool,
     /// The redirect's number, to ask for it again with while some wait ([`crate::RedirectsQuery`]).
     pub id: u64,
     /// What has become of the connections.
@@ -45,8 +52,8 @@ pub struct Outcome {
     pub left: u64,
     /// TCP connections that were ended with a reset.
     pub reset: u64,
-    /// Connections that stayed where they were: on one of the new mirrors already, or on a mirror
-    /// other than `from_mirror`.
+    /// Connections that stayed where they were: on one of the new mirrors already, on a mirror other
+    /// than `from_mirror`, or not in the `share` of those to be moved.
     pub kept: u64,
     /// TCP connections that can't be spliced and have stayed where they were, by the reason; reasons
     /// without any are left out.
@@ -84,6 +91,16 @@ pub struct RedirectInfo {
 pub struct RestoreResult {
     /// Connections that stay on their mirror until they end.
     pub remaining: u64,
+    /// As in [`DivertResult`].
+    #[serde(default)]
+    pub held: bool,
+}
+
+/// Answer to [`crate::Hold`] and [`crate::ReleaseHold`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldResult {
+    /// Whether it made a difference: the service wasn't held before, or was.
+    pub changed: bool,
 }
 
 /// Answer to [`crate::List`].
@@ -91,6 +108,9 @@ pub struct RestoreResult {
 pub struct ListResult {
     /// All diversions.
     pub diversions: Vec<DiversionInfo>,
+    /// All services that are held, whether diverted or not.
+    #[serde(default)]
+    pub holds: Vec<Service>,
 }
 
 /// A diversion as it stands.
@@ -104,6 +124,9 @@ pub struct DiversionInfo {
     pub mirrors: Vec<MirrorInfo>,
     /// Whether new connections follow it.
     pub state: DiversionState,
+    /// Whether programs that decide by themselves leave it alone ([`crate::Hold`]).
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// A mirror of a diversion as it stands.
@@ -350,6 +373,9 @@ pub struct Distribution {
     pub p99_us: u64,
     /// The longest.
     pub max_us: u64,
+    /// The arithmetic mean.
+    #[serde(default)]
+    pub mean_us: u64,
 }
 
 /// What a worker, or all of them, have done since the daemon started.
@@ -379,6 +405,9 @@ pub struct Counters {
     /// Connections that were forgotten early to make room: ended ones, and ones that were never
     /// answered.
     pub evicted: u64,
+    /// Connections that a mirror refused, and that were tried at another without the client's noticing.
+    #[serde(default)]
+    pub retried: u64,
     /// Connections that were moved to another mirror.
     pub moved: u64,
     /// Connections that were ended with a reset.
@@ -402,6 +431,7 @@ impl Counters {
         self.created = self.created.saturating_add(other.created);
         self.expired = self.expired.saturating_add(other.expired);
         self.evicted = self.evicted.saturating_add(other.evicted);
+        self.retried = self.retried.saturating_add(other.retried);
         self.moved = self.moved.saturating_add(other.moved);
         self.reset = self.reset.saturating_add(other.reset);
         for (reason, count) in &other.drops {
@@ -409,6 +439,35 @@ impl Counters {
             *sum = sum.saturating_add(*count);
         }
     }
+}
+
+/// Answer to [`crate::Liveness`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LivenessResult {
+    /// Every mirror that has had connections, by address and port.
+    pub mirrors: Vec<MirrorLiveness>,
+}
+
+/// A mirror's vital signs, as its packets show them: over all diversions and clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorLiveness {
+    /// The mirror.
+    pub mirror: SocketAddr,
+    /// How many connections are on it now.
+    pub connections: u64,
+    /// Milliseconds since anything came from it; `None`: nothing has yet.
+    pub heard_ms: Option<u64>,
+    /// TCP segments that want an answer (data, SYN, FIN) and were sent to it since anything came from
+    /// it. Never too many; too few at most until the next time this is asked.
+    pub unanswered: u64,
+    /// Milliseconds since the first of these was sent; `None`: there is none.
+    pub waiting_ms: Option<u64>,
+    /// TCP connections that it refused since the daemon started.
+    pub refused: u64,
+    /// TCP connections that it reset since the daemon started, refused ones not counted.
+    pub resets: u64,
+    /// ICMP errors about packets of its connections since the daemon started.
+    pub icmp_errors: u64,
 }
 
 /// Answer to [`crate::Version`].
@@ -452,8 +511,9 @@ mod tests {
             created: base + 13,
             expired: base + 14,
             evicted: base + 15,
-            moved: base + 16,
-            reset: base + 17,
+            retried: base + 16,
+            moved: base + 17,
+            reset: base + 18,
             drops: drops
                 .iter()
                 .map(|(reason, count)| ((*reason).to_owned(), *count))
@@ -484,8 +544,9 @@ mod tests {
                 created: 126,
                 expired: 128,
                 evicted: 130,
-                moved: 132,
-                reset: 134,
+                retried: 132,
+                moved: 134,
+                reset: 136,
                 drops: [("malformed", 3), ("no_room", 0), ("expired", 5)]
                     .map(|(reason, count)| (reason.to_owned(), count))
                     .into(),
@@ -516,7 +577,11 @@ mod tests {
     fn results_ignore_fields_they_do_not_know() {
         let result: RestoreResult =
             serde_json::from_str(r#"{"remaining":3,"since":"yesterday"}"#).expect("a result");
-        assert_eq!(result, RestoreResult { remaining: 3 });
+        let expected = RestoreResult {
+            remaining: 3,
+            held: false,
+        };
+        assert_eq!(result, expected);
     }
 
     #[test]

@@ -110,6 +110,12 @@ pub enum TextError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// Not a number, 0, or more than 100.
+    #[error("\"{seen}\" is not a percentage; expected a number from 1 to 100")]
+    NotAPercent {
+        /// The whole text.
+        seen: String,
+    },
     /// Not a place in the list of connections as the daemon hands it out.
     #[error("\"{seen}\" is not a cursor; pass on the `next` of an earlier answer as it came")]
     NotACursor {

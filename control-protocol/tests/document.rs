@@ -8,9 +8,9 @@ use std::process::Command;
 use std::thread;
 
 use control_protocol::{
-    Answer, Call, ConnectionsQuery, Divert, DivertResult, ErrorCode, List, Method, NameImport,
-    NameList, NameSet, NameUnset, Redirect, RedirectsQuery, Restore, Stats, Version, Watch,
-    read_request,
+    Answer, Call, ConnectionsQuery, DecisionsQuery, Divert, DivertResult, ErrorCode, Hold, List,
+    Liveness, Method, Mirrors, NameImport, NameList, NameSet, NameUnset, Redirect, RedirectsQuery,
+    ReleaseHold, Restore, Stats, Version, Watch, read_request,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,6 +74,11 @@ fn the_examples_are_right_and_there_is_one_for_each_method() {
             Method::NameUnset(_) => check_result::<NameUnset>(&answer),
             Method::NameList(_) => check_result::<NameList>(&answer),
             Method::NameImport(_) => check_result::<NameImport>(&answer),
+            Method::Hold(_) => check_result::<Hold>(&answer),
+            Method::Release(_) => check_result::<ReleaseHold>(&answer),
+            Method::Liveness(_) => check_result::<Liveness>(&answer),
+            Method::Decisions(_) => check_result::<DecisionsQuery>(&answer),
+            Method::Mirrors(_) => check_result::<Mirrors>(&answer),
             Method::Version(_) => check_result::<Version>(&answer),
         }
     }
@@ -92,6 +97,7 @@ fn each_method_and_each_error_code_is_described() {
         ErrorCode::UnknownMethod,
         ErrorCode::InvalidParams,
         ErrorCode::Refused,
+        ErrorCode::Held,
         ErrorCode::Internal,
     ] {
         assert!(DOCUMENT.contains(&format!("\n| `{code}` | ")), "{code}");
@@ -113,7 +119,11 @@ fn the_python_client_works() {
             .read_until(b'\n', &mut line)
             .expect("a request");
         let request = read_request(&line).expect("a right request");
-        let answer = Answer::ok(request.id, &DivertResult { replaced: true });
+        let result = DivertResult {
+            replaced: true,
+            held: false,
+        };
+        let answer = Answer::ok(request.id, &result);
         stream
             .write_all(answer.to_line().as_bytes())
             .expect("the client reads");
@@ -138,7 +148,7 @@ fn the_python_client_works() {
     );
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
-        "{'replaced': True}\n"
+        "{'replaced': True, 'held': False}\n"
     );
     assert_eq!(
         daemon.join().expect("the daemon is content").name(),

@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use control_protocol::{
-    Answer, ClientPrefix, ConnectionState, ConnectionsQuery, Cursor, DiversionState, Divert,
-    DomainName, ErrorCode, Fallback, Grouping, List, MAX_PAGE, MAX_TTL, MAX_WITHIN_MS, Method,
-    Mirror, MirrorAddress, NameAddress, NameImport, NameList, NameRecords, NameSet, NameUnset,
-    Protocol, Redirect, RedirectsQuery, Release, Request, Restore, Service, Splice, Stats, TcpMove,
-    TextError, Version, Watch, read_request,
+    Answer, ClientPrefix, ConnectionState, ConnectionsQuery, Cursor, DecisionsQuery,
+    DiversionState, Divert, DomainName, ErrorCode, Fallback, Grouping, Health, Hold, List,
+    Liveness, MAX_PAGE, MAX_TTL, MAX_WITHIN_MS, Method, Mirror, MirrorAddress, Mirrors,
+    NameAddress, NameImport, NameList, NameRecords, NameSet, NameUnset, Percent, Protocol,
+    Redirect, RedirectsQuery, Release, ReleaseHold, Request, Restore, Service, Splice, Stats,
+    TcpMove, TextError, Version, Watch, Wish, read_request,
 };
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -120,6 +121,10 @@ fn name_set() -> impl Strategy<Value = NameSet> {
         )
 }
 
+fn percent() -> impl Strategy<Value = Percent> {
+    (1..=100_u8).prop_map(|hundredths| Percent::new(hundredths).expect("in range"))
+}
+
 fn grouping() -> impl Strategy<Value = Option<Grouping>> {
     option::of(prop_oneof![
         Just(Grouping::Mirror),
@@ -153,34 +158,58 @@ fn method() -> impl Strategy<Value = Method> {
             },
         );
     prop_oneof![
-        (service(), vec(mirror(), 1..4), option::of(prefix())).prop_map(
-            |(service, mirrors, from)| Divert {
-                service,
-                mirrors,
-                from
-            }
-            .into()
-        ),
+        (
+            service(),
+            vec(mirror(), 1..4),
+            option::of(prefix()),
+            any::<bool>()
+        )
+            .prop_map(|(service, mirrors, from, automatic)| {
+                Divert {
+                    service,
+                    mirrors,
+                    from,
+                    automatic,
+                }
+                .into()
+            }),
         (
             service(),
             vec(mirror(), 1..4),
             option::of(prefix()),
             (tcp, splice),
-            option::of(mirror_address())
+            (option::of(mirror_address()), option::of(percent())),
+            any::<bool>()
         )
-            .prop_map(|(service, mirrors, from, (tcp, splice), from_mirror)| {
-                Redirect {
-                    service,
-                    mirrors,
-                    from,
-                    tcp,
-                    splice,
-                    from_mirror,
+            .prop_map(
+                |(service, mirrors, from, (tcp, splice), (from_mirror, share), automatic)| {
+                    Redirect {
+                        service,
+                        mirrors,
+                        from,
+                        tcp,
+                        splice,
+                        from_mirror,
+                        share,
+                        automatic,
+                    }
+                    .into()
                 }
-                .into()
-            }),
-        (service(), option::of(prefix()))
-            .prop_map(|(service, from)| Restore { service, from }.into()),
+            ),
+        (service(), option::of(prefix()), any::<bool>()).prop_map(|(service, from, automatic)| {
+            Restore {
+                service,
+                from,
+                automatic,
+            }
+            .into()
+        }),
+        service().prop_map(|service| Hold { service }.into()),
+        service().prop_map(|service| ReleaseHold { service }.into()),
+        Just(Liveness {}.into()),
+        (option::of(service()), option::of(1..=MAX_PAGE))
+            .prop_map(|(service, limit)| DecisionsQuery { service, limit }.into()),
+        Just(Mirrors {}.into()),
         (
             option::of(cursor()),
             option::of(1..=MAX_PAGE),
@@ -237,6 +266,15 @@ proptest! {
 
     #[test]
     fn mirrors(value in mirror()) { round_trips(&value) }
+
+    /// A hold on all of an address covers all there; one on a service covers that service.
+    #[test]
+    fn a_service_is_covered_by_itself_and_by_its_address(value in service()) {
+        prop_assert!(value.covers(&value));
+        let whole = Service { port: None, protocol: None, ..value };
+        prop_assert!(whole.covers(&value));
+        prop_assert_eq!(value.covers(&whole), value == whole);
+    }
 
     #[test]
     fn mirror_addresses(value in mirror_address()) { round_trips(&value) }
@@ -324,6 +362,12 @@ fn words() {
     for tcp in [TcpMove::Rewrite, TcpMove::Reset] {
         round_trips(&tcp);
     }
+    for health in [Health::Up, Health::Down, Health::Unknown] {
+        round_trips(&health);
+    }
+    for wish in [Wish::None, Wish::Drain, Wish::Maintenance] {
+        round_trips(&wish);
+    }
     for state in [DiversionState::Active, DiversionState::Restored] {
         round_trips(&state);
     }
@@ -343,6 +387,7 @@ fn words() {
         ErrorCode::UnknownMethod,
         ErrorCode::InvalidParams,
         ErrorCode::Refused,
+        ErrorCode::Held,
         ErrorCode::Internal,
     ] {
         round_trips(&code);

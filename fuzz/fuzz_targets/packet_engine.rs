@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use control_protocol::TcpMove;
+use control_protocol::{Percent, TcpMove};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use rewriter::engine::{
@@ -64,6 +64,7 @@ impl World {
                     max_connections: 20,
                     max_connections_per_client: Some(8),
                     client_groups: ClientGroups::default(),
+                    refused_retries: 2,
                     timeouts: Timeouts::default(),
                     mss_clamp: Some(1400),
                     hop_limit: if worker == 1 { HopLimit::Lower } else { HopLimit::Raise },
@@ -117,6 +118,10 @@ impl World {
                 let mut redirect = Redirect::new(self.redirects, diversion, tcp);
                 redirect.splice.force = force;
                 redirect.splice.now = how > 200;
+                if how % 5 == 0 {
+                    redirect.from_mirror = MIRRORS[usize::from(service) % SERVICES.len() / 2][0].parse().ok();
+                    redirect.share = Percent::new(how % 100);
+                }
                 for engine in &mut self.engines {
                     let mut sweep = Sweep::new(redirect);
                     while engine.sweep(&mut sweep, 7, self.now).is_none() {}

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use control_protocol::{
-    Answer, ErrorCode, MAX_TTL, Method, NameImport, NameImportResult, NameList, NameListResult,
-    NameSet, NameSetResult, NameUnset, NameUnsetResult, Request, VersionResult, Watch,
+    Answer, Daemon, ErrorCode, MAX_TTL, Method, NameImport, NameImportResult, NameList,
+    NameListResult, NameSet, NameSetResult, NameUnset, NameUnsetResult, Request, VersionResult,
+    Watch,
 };
 use control_server::Handler;
 use log::info;
@@ -153,22 +154,17 @@ impl Handler for Control {
             Method::NameList(params) => Answer::ok(id, &self.list(&params)),
             Method::NameImport(params) => answer(id, self.import(params).await),
             Method::Version(_) => Answer::ok(id, &self.about),
-            _ => elsewhere(id),
+            method => Answer::elsewhere(id, &method, Daemon::Naming),
         }
     }
 
-    fn watch(&self, id: u64, _params: Watch) -> Result<Infallible, Answer> {
-        Err(elsewhere(id))
+    fn watch(&self, id: u64, params: Watch) -> Result<Infallible, Answer> {
+        Err(Answer::elsewhere(id, &params.into(), Daemon::Naming))
     }
 
     async fn next_update(&self, _id: u64, updates: &mut Infallible) -> Answer {
         match *updates {}
     }
-}
-
-fn elsewhere(id: u64) -> Answer {
-    let message = "this is the naming server, which has names only; connections are shuntd's";
-    Answer::error(Some(id), ErrorCode::Refused, message)
 }
 
 fn answer<T: serde::Serialize>(id: u64, result: Result<T, ControlError>) -> Answer {

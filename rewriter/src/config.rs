@@ -23,6 +23,9 @@ use crate::table::{ClientGroups, Refusal, check_proxies};
 /// As long as it takes to wake a thread, and more: what comes within it is not held up.
 const USUAL_BUSY_POLL: Duration = Duration::from_micros(50);
 
+/// Enough where two of three mirrors are down, and soon over where all are.
+const USUAL_REFUSED_RETRIES: u8 = 2;
+
 /// Options as they are given: each may be absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -78,6 +81,11 @@ pub struct Options {
     /// Forget an ICMP echo that is idle for this long [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub echo_timeout: Option<Timeout>,
+    /// Try so many more mirrors for a TCP connection that its mirror refuses [default: 2]
+    ///
+    /// The client doesn't notice, unless they all refuse. 0: its mirror's answer is the client's.
+    #[arg(long, value_name = "N")]
+    pub refused_retries: Option<u8>,
     /// Lower the TCP segment size that clients and mirrors announce [default: auto]
     ///
     /// auto: to what fits the TUN's MTU; N: to what fits packets of N bytes; off: not at all.
@@ -311,6 +319,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Whose connections are taken together when they are measured.
     pub client_groups: ClientGroups,
+    /// How many more mirrors a connection is tried at that its mirror refuses.
+    pub refused_retries: u8,
     /// The packet size in bytes that announced TCP segment sizes are lowered to; none: they aren't.
     pub mss_clamp: Option<u16>,
     /// Where the control socket is.
@@ -451,6 +461,7 @@ impl Options {
             tcp_transitory_timeout: self.tcp_transitory_timeout.or(other.tcp_transitory_timeout),
             udp_timeout: self.udp_timeout.or(other.udp_timeout),
             echo_timeout: self.echo_timeout.or(other.echo_timeout),
+            refused_retries: self.refused_retries.or(other.refused_retries),
             mss_clamp: self.mss_clamp.or(other.mss_clamp),
             socket: self.socket.or(other.socket),
             tun: self.tun.or(other.tun),
@@ -536,6 +547,8 @@ impl Options {
         };
         within("client-prefix-v4", client_groups.v4.into(), 0, 32)?;
         within("client-prefix-v6", client_groups.v6.into(), 0, 128)?;
+        let refused_retries = self.refused_retries.unwrap_or(USUAL_REFUSED_RETRIES);
+        within("refused-retries", refused_retries.into(), 0, 16)?;
         let usual = Timeouts::default();
         let timeout = |given: Option<Timeout>, usual| given.map_or(usual, |timeout| timeout.0);
         Ok(Settings {
@@ -553,6 +566,7 @@ impl Options {
                 udp: timeout(self.udp_timeout, usual.udp),
                 echo: timeout(self.echo_timeout, usual.echo),
             },
+            refused_retries,
             mss_clamp: match self.mss_clamp.unwrap_or(MssClamp::Auto) {
                 MssClamp::Auto => u16::try_from(mtu).ok(),
                 MssClamp::To(size) => Some(size),
@@ -634,6 +648,7 @@ mod tests {
             tcp-transitory-timeout = "90s"
             udp-timeout = "30s"
             echo-timeout = "5s"
+            refused-retries = 5
             mss-clamp = "1400"
             socket = "/tmp/s"
             tun = "shunt7"
@@ -673,13 +688,14 @@ mod tests {
         assert_eq!(settings.timeouts.tcp_transitory, Duration::from_secs(90));
         assert_eq!(settings.timeouts.udp, Duration::from_secs(30));
         assert_eq!(settings.timeouts.echo, Duration::from_secs(5));
+        assert_eq!(settings.refused_retries, 5);
         assert_eq!(settings.mss_clamp, Some(1400));
         assert!(!settings.offload && !settings.uso && !settings.routes);
         assert!(!settings.coalesce && !settings.steering);
         assert_eq!(settings.busy_poll, Duration::from_micros(20));
         // As many keys as the command line has flags, so none has been forgotten above.
         let command = Options::augment_args(clap::Command::new("shuntd"));
-        assert_eq!(command.get_arguments().count(), 28);
+        assert_eq!(command.get_arguments().count(), 29);
     }
 
     #[test]

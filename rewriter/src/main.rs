@@ -233,6 +233,7 @@ fn start_workers(settings: &Settings, tun: TunDevice) -> Result<(Workers, Vec<Ex
             .map(|limit| limit.div_ceil(settings.workers.into())),
         client_groups: settings.client_groups,
         timeouts: settings.timeouts,
+        refused_retries: settings.refused_retries,
         mss_clamp: settings.mss_clamp,
         hop_limit: match settings.egress {
             EgressKind::Tun => HopLimit::Raise,

@@ -571,15 +571,155 @@ fn a_dead_mirrors_connections_are_moved_at_once_or_reset() {
     let redirect = story.redirect(orders);
     story.accept();
     assert_eq!(story.outcome(redirect).moved, 1);
-    // A request that the dead mirror won't acknowledge.
+    // A request that the dead mirror has acknowledged: nobody else has it.
     let mut story = Story::begin();
     story.client(Segment::new(ACK, CLIENTS, OLDS).data(b"next"));
+    story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 4));
+    let redirect = story.redirect(orders);
+    assert_eq!(story.outcome(redirect).reset, 1);
+    // Or a part of it.
+    let mut story = Story::begin();
+    story.client(Segment::new(ACK, CLIENTS, OLDS).data(b"next"));
+    story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 2));
+    let redirect = story.redirect(orders);
+    assert_eq!(story.outcome(redirect).reset, 1);
+    // An answer that it has begun, of which the client lacks some.
+    let mut story = Story::begin();
+    story.client(Segment::new(ACK, CLIENTS, OLDS).data(b"next"));
+    story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 4).data(b"half"));
+    story.client(Segment::new(ACK, CLIENTS + 4, OLDS).data(b"more"));
     let redirect = story.redirect(orders);
     assert_eq!(story.outcome(redirect).reset, 1);
     // TLS.
     let mut story = Story::begin_with(b"\x16\x03\x01\x00", None, None);
     let redirect = story.redirect(orders);
     assert_eq!(story.outcome(redirect).reset, 1);
+}
+
+#[test]
+fn a_request_that_the_dead_mirror_never_acknowledged_is_sent_again_to_the_new_one() {
+    let orders = SpliceOrders {
+        now: true,
+        ..SpliceOrders::default()
+    };
+    for clocks in [None, Some((500, 900))] {
+        let mut story = Story::begin_with(b"ask\n", None, clocks);
+        let next = || Segment::new(ACK, CLIENTS, OLDS).data(b"next");
+        let more = || Segment::new(ACK, CLIENTS + 4, OLDS).data(b"more");
+        assert!(story.client(next()).is_some(), "to the old one");
+        assert!(story.client(more()).is_some(), "to the old one");
+        let redirect = story.redirect(orders);
+        let outcome = story.outcome(redirect);
+        assert_eq!((outcome.waiting, outcome.reset), (1, 0));
+        // The new mirror is told to expect what the old one hasn't acknowledged.
+        let syn = story.sent_to(NEW).pop().unwrap();
+        assert_eq!((syn.flags, syn.sequence), (SYN, CLIENTS - 1));
+        // The client repeats itself while the mirror is being connected.
+        assert_eq!(story.client(next()), None, "it is held");
+        let mut answer = Segment::new(SYN | ACK, NEWS, CLIENTS);
+        answer.timestamps = clocks.map(|(client, _)| (70, client));
+        story.hear_new(answer);
+        assert_eq!(story.outcome(redirect).moved, 1);
+        let mut sent_to_new: Vec<Segment> = Vec::new();
+        let mut sent_to_old: Vec<Segment> = Vec::new();
+        let engine = &mut story.world.engines[0];
+        while let Some(outgoing) = engine.poll_transmit() {
+            let (_, destination, segment) = Segment::read(&outgoing.packet);
+            if destination == address(NEW) {
+                sent_to_new.push(segment);
+            } else {
+                sent_to_old.push(segment);
+            }
+        }
+        let ours = NEWS + 1;
+        let sent: Vec<_> = sent_to_new
+            .iter()
+            .map(|s| (s.sequence, s.acknowledgement, s.payload.clone()))
+            .collect();
+        assert_eq!(
+            sent,
+            [
+                (CLIENTS, ours, b"".to_vec()),
+                (CLIENTS, ours, b"next".to_vec())
+            ]
+        );
+        // The rest of the request comes when the client repeats it.
+        let (_, to, rest) = story.client(more()).unwrap();
+        assert_eq!(to, address(NEW));
+        assert_eq!((rest.sequence, rest.acknowledgement), (CLIENTS + 4, ours));
+        let mut answer = Segment::new(ACK, ours, CLIENTS + 8).data(b"yes");
+        answer.timestamps = clocks.map(|(client, _)| (71, client));
+        let answer = story.hear_new(answer).unwrap();
+        assert_eq!(
+            (answer.sequence, answer.acknowledgement),
+            (OLDS, CLIENTS + 8)
+        );
+        assert_eq!(answer.payload, b"yes");
+
+        // Should the old one not be dead at all, it is told that nobody is there, by what it says itself.
+        assert_eq!(sent_to_old.len(), 1);
+        assert_eq!(
+            (sent_to_old[0].flags, sent_to_old[0].sequence),
+            (RST | ACK, CLIENTS)
+        );
+        story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 8).data(b"late"));
+        let told = story.sent_to(OLD);
+        assert_eq!((told[0].flags, told[0].sequence), (RST, CLIENTS + 8));
+    }
+}
+
+#[test]
+fn the_first_request_of_a_connection_can_be_unheard_too() {
+    let mut world = World::new(1);
+    world.divert(SERVICE, &[OLD]);
+    let mut story = Story {
+        world,
+        proxy: address("0.0.0.0:0"),
+        clocks: None,
+    };
+    let (proxy, ..) = story.client(Segment::new(SYN, 1000, 0)).unwrap();
+    story.proxy = proxy;
+    story.hear_old(Segment::new(SYN | ACK, 7000, 1001));
+    story.client(Segment::new(ACK, 1001, 7001));
+    story.client(Segment::new(ACK, 1001, 7001).data(b"ask\n"));
+    let redirect = story.redirect(SpliceOrders {
+        now: true,
+        ..SpliceOrders::default()
+    });
+    assert_eq!(story.outcome(redirect).waiting, 1);
+    let syn = story.sent_to(NEW).pop().unwrap();
+    assert_eq!((syn.flags, syn.sequence), (SYN, 1000));
+}
+
+#[test]
+fn a_mirror_that_acknowledges_after_all_keeps_its_connection() {
+    let mut story = Story::begin();
+    let next = || Segment::new(ACK, CLIENTS, OLDS).data(b"next");
+    story.client(next());
+    let redirect = story.redirect(SpliceOrders {
+        now: true,
+        ..SpliceOrders::default()
+    });
+    assert_eq!(story.client(next()), None, "it is held");
+    story.sent_to(NEW);
+    let passed = story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 4));
+    assert!(passed.is_some());
+    assert_eq!(story.sent_to(OLD)[0].payload, b"next", "what was held");
+    let outcome = story.outcome(redirect);
+    assert_eq!((outcome.moved, outcome.reset, outcome.waiting), (0, 0, 1));
+    let answer = story.hear_old(Segment::new(ACK, OLDS, CLIENTS + 4).data(b"yes"));
+    assert!(answer.is_some());
+}
+
+/// Without `--now` the mirror isn't dead: it is waited for, as ever.
+#[test]
+fn an_unheard_request_of_a_living_mirror_is_not_moved() {
+    let mut story = Story::begin();
+    story.client(Segment::new(ACK, CLIENTS, OLDS).data(b"next"));
+    let redirect = story.redirect(SpliceOrders::default());
+    story.world.pass_time(Duration::from_secs(6));
+    assert!(story.sent_to(NEW).is_empty());
+    assert_eq!(story.outcome(redirect).waiting, 1);
 }
 
 #[test]

@@ -310,6 +310,23 @@ impl Host {
         listing.lines().filter_map(peer).collect()
     }
 
+    /// Loses everything that comes to this host, as if its cable were cut somewhere on the way.
+    #[track_caller]
+    pub fn cut_off(&self) {
+        self.shell(
+            "nft add table inet cut
+             nft add chain inet cut in '{ type filter hook prerouting priority -400; }'
+             nft add rule inet cut in drop",
+        )
+        .success();
+    }
+
+    /// Undoes [`Host::cut_off`].
+    #[track_caller]
+    pub fn reconnect(&self) {
+        self.run("nft delete table inet cut").success();
+    }
+
     /// The value of a kernel setting, e.g. `net/ipv4/ip_forward`.
     #[track_caller]
     pub fn setting(&self, path: &str) -> String {

@@ -5,8 +5,11 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, TcpStream};
 use std::path::Path;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::lab::{Host, bracketed};
-use crate::process::{Background, Finished};
+use crate::process::{Background, Finished, wait_until};
 
 /// How many bytes [`Nginx`]'s file `/large` has.
 pub const LARGE: usize = 8 << 20;
@@ -18,7 +21,7 @@ pub const LARGE: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Nginx<'lab> {
     host: &'lab Host,
-    _program: Background,
+    program: Background,
 }
 
 /// One line of nginx's access log: the ends of a connection as the server saw them.
@@ -56,10 +59,28 @@ impl<'lab> Nginx<'lab> {
             .args(["-c", configuration, "-e", "error.log"]);
         let program = host.spawn(&mut command, "nginx");
         host.wait_for_listener("tcp", 80);
-        Self {
-            host,
-            _program: program,
+        Self { host, program }
+    }
+
+    /// Kills it and its worker processes, so that nothing can tidy up but the kernel.
+    #[track_caller]
+    pub fn kill(self) {
+        let pid = self.program.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+            .expect("it runs, and the kernel tells children");
+        // First the one that would replace the others.
+        self.program.stop(Signal::SIGKILL);
+        for child in children.split_whitespace() {
+            let child = Pid::from_raw(child.parse().expect("a number"));
+            kill(child, Signal::SIGKILL).expect("it runs");
         }
+        wait_until("nobody listens any more", || {
+            self.host
+                .run("ss -Hnlt sport = :80")
+                .success()
+                .is_empty()
+                .then_some(())
+        });
     }
 
     /// What its file `/large` holds.

@@ -75,6 +75,87 @@ impl Browser {
     }
 }
 
+/// Ten connections to one of two mirrors, of which 30 % are moved to the other while both stay in service. Then
+/// all that are left, by a share again.
+#[test]
+fn a_share_of_a_mirror_s_connections() {
+    let lab = Lab::new();
+    let _servers = [&lab.mirror1, &lab.mirror2].map(Nginx::start);
+    let shuntd = Shuntd::start(&lab, "--workers 1");
+    shuntd.ctl(&format!("divert {SERVICE} {MIRROR1}")).success();
+    let mut browsers: Vec<Browser> = (0..10)
+        .map(|_| Browser::connect(&lab.client, SERVICE))
+        .collect();
+    let mut on_second = || {
+        let answers = browsers.iter_mut().map(|browser| browser.get("/"));
+        answers.filter(|answer| answer == b"mirror 2\n").count()
+    };
+    assert_eq!(on_second(), 0);
+    for (share, moved, in_all) in [("30%", 3, 3), ("50", 3, 6), ("100%", 4, 10)] {
+        let redirect: RedirectResult = shuntd.ask(&format!(
+            "redirect {SERVICE} {MIRROR1} {MIRROR2} --from-mirror {MIRROR1} --share {share} --no-wait"
+        ));
+        let outcome = &redirect.outcome;
+        assert_eq!((outcome.waiting, outcome.kept), (moved, 10 - moved));
+        assert_eq!(on_second(), in_all);
+        let redirects: RedirectsResult = shuntd.ask(&format!("redirects {}", redirect.id));
+        assert_eq!(redirects.redirects[0].outcome.moved, moved);
+    }
+
+    for (wrong, reason) in [
+        (
+            format!("{MIRROR1} --from-mirror {MIRROR1} --share 50%"),
+            "10.2.0.2 is the only mirror that would get connections, so no share of its own can go elsewhere",
+        ),
+        (
+            format!("{MIRROR1}:80 {MIRROR2}:80*0 --from-mirror {MIRROR1} --share 50%"),
+            "10.2.0.2 is the only mirror that would get connections, so no share of its own can go elsewhere",
+        ),
+    ] {
+        let refused = shuntd.ctl(&format!("redirect {SERVICE}:80 {wrong}"));
+        assert_eq!(refused.code(), 1, "{refused:#?}");
+        assert_eq!(refused.stderr, format!("shuntctl: {reason}\n"));
+    }
+}
+
+/// A mirror is cut off, and requests are on their way to it, of which it acknowledges nothing any more: `--now` takes
+/// them to the other mirror, and none fails.
+#[test]
+fn requests_that_a_dead_mirror_never_heard_are_answered_by_another() {
+    for flags in ["--workers 2", "--egress raw"] {
+        let lab = Lab::with_offloads();
+        let _servers = [&lab.mirror1, &lab.mirror2].map(Nginx::start);
+        let shuntd = Shuntd::start(&lab, flags);
+        shuntd.ctl(&format!("divert {SERVICE} {MIRROR1}")).success();
+        let mut browsers: Vec<Browser> = (0..20)
+            .map(|_| Browser::connect(&lab.client, SERVICE))
+            .collect();
+        // One has asked nothing yet, and one is quiet.
+        let (asking, quiet) = browsers.split_at_mut(18);
+        for browser in &mut asking[1..] {
+            assert_eq!(browser.get("/"), b"mirror 1\n");
+        }
+        assert_eq!(quiet[0].get("/"), b"mirror 1\n");
+
+        lab.mirror1.cut_off();
+        for browser in &mut *asking {
+            browser.ask("/");
+        }
+        // By now each has repeated its request.
+        thread::sleep(Duration::from_millis(700));
+        let redirect: RedirectResult = shuntd.ask(&format!("redirect {SERVICE} {MIRROR2} --now"));
+        let outcome = redirect.outcome;
+        assert_eq!((outcome.moved, outcome.reset), (20, 0), "{outcome:?}");
+        for browser in asking {
+            assert_eq!(browser.hear(), b"mirror 2\n");
+            assert_eq!(browser.get("/"), b"mirror 2\n");
+        }
+        for browser in quiet {
+            assert_eq!(browser.get("/"), b"mirror 2\n");
+        }
+    }
+}
+
 /// One connection, a request after the other, with a redirect before every tenth: every answer is whole
 /// and comes from the mirror in force, the client's port stays, and no reset is heard.
 #[test]

@@ -179,6 +179,7 @@ fn distribution(times: Option<&Histogram<u64>>) -> Distribution {
         p90_us: times.value_at_quantile(0.9),
         p99_us: times.value_at_quantile(0.99),
         max_us: times.max(),
+        mean_us: times.mean().round() as u64,
     }
 }
 

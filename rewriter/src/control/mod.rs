@@ -1,6 +1,7 @@
 //! The daemon's other side: what the control socket asks, carried out on all workers.
 //!
 //! - [`plane`]: the methods of the protocol, over workers and routes;
+//! - `holds`: services that programs which decide by themselves have to leave alone;
 //! - `measured`: what the engines have measured, added up by what was asked for;
 //! - [`routing`]: the routes that the daemon sets up, or prints.
 //!
@@ -9,6 +10,7 @@
 //! Nothing here is on the packet path. A worker sees the control plane only as closures that it runs
 //! between two batches of packets.
 
+mod holds;
 mod measured;
 pub mod plane;
 pub mod routing;

@@ -10,12 +10,14 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use control_protocol::{
-    Answer, ClientPrefix, ConnectionsQuery, ConnectionsResult, Counters, Cursor, DiversionState,
-    Divert, DivertResult, ErrorCode, GroupStats, Grouping, ListResult, MAX_PAGE, Method, Redirect,
-    RedirectInfo, RedirectResult, RedirectsQuery, RedirectsResult, Request, Restore, RestoreResult,
+    Answer, ClientPrefix, ConnectionsQuery, ConnectionsResult, Counters, Cursor, Daemon,
+    DiversionState, Divert, DivertResult, ErrorCode, GroupStats, Grouping, Hold, HoldResult,
+    ListResult, LivenessResult, MAX_PAGE, Method, Mirror, MirrorAddress, Redirect, RedirectInfo,
+    RedirectResult, RedirectsQuery, RedirectsResult, ReleaseHold, Request, Restore, RestoreResult,
     Service, Stats, StatsResult, VersionResult, Watch, WatchResult,
 };
 use control_server::Handler;
@@ -23,10 +25,11 @@ use log::{info, warn};
 use thiserror::Error;
 use tokio::sync::Mutex;
 
+use super::holds::{HoldRefusal, Holds};
 use super::measured::Measured;
 use super::routing::Routing;
 use super::view;
-use crate::engine;
+use crate::engine::{self, MirrorSigns, Time};
 use crate::io::routes::RoutesError;
 use crate::packet::Endpoint;
 use crate::table::{Diversion, DiversionId, Diversions, Refusal};
@@ -55,6 +58,7 @@ struct Rules {
     /// Removed, but some connections may still follow them.
     restored: Vec<Diversion>,
     routing: Routing,
+    holds: Holds,
     next_id: u32,
     /// The latest redirects, the oldest first.
     redirects: VecDeque<RedirectRecord>,
@@ -94,6 +98,8 @@ impl Updates {
 enum PlaneError {
     #[error(transparent)]
     Refused(#[from] Refusal),
+    #[error(transparent)]
+    Held(#[from] HoldRefusal),
     #[error(
         "{0} is an address of this machine, so packets to it never reach the rewriter; \
          run shuntd on a machine that the packets pass through"
@@ -105,6 +111,12 @@ enum PlaneError {
     NoRedirect(u64),
     #[error("say which redirect to cancel: `id` is missing")]
     CancelWhich,
+    #[error("say of which mirror's connections a share is to be moved: `from_mirror` is missing")]
+    ShareOfWhich,
+    #[error(
+        "{0} is the only mirror that would get connections, so no share of its own can go elsewhere"
+    )]
+    NowhereElse(MirrorAddress),
     #[error(transparent)]
     Routes(#[from] RoutesError),
     #[error(transparent)]
@@ -114,11 +126,15 @@ enum PlaneError {
 impl PlaneError {
     fn code(&self) -> ErrorCode {
         match self {
+            Self::Held(HoldRefusal::Held { .. }) => ErrorCode::Held,
             Self::Refused(_)
+            | Self::Held(_)
             | Self::LocalService(_)
             | Self::NotDiverted(_)
             | Self::NoRedirect(_)
-            | Self::CancelWhich => ErrorCode::Refused,
+            | Self::CancelWhich
+            | Self::ShareOfWhich
+            | Self::NowhereElse(_) => ErrorCode::Refused,
             Self::Routes(_) | Self::WorkerGone(_) => ErrorCode::Internal,
         }
     }
@@ -141,6 +157,7 @@ impl Plane {
                 diversions: Diversions::default(),
                 restored: Vec::new(),
                 routing,
+                holds: Holds::default(),
                 next_id: 0,
                 redirects: VecDeque::new(),
                 next_redirect: 1,
@@ -171,10 +188,13 @@ impl Plane {
             service,
             mirrors,
             from,
+            automatic,
         } = params;
         let mut rules = self.rules.lock().await;
+        rules.holds.admit(&service, automatic)?;
         let (replaced, _) = self.set(&mut rules, service, mirrors, from).await?;
-        Ok(DivertResult { replaced })
+        let held = rules.holds.instructed(service, automatic);
+        Ok(DivertResult { replaced, held })
     }
 
     async fn redirect(&self, params: Redirect) -> Result<RedirectResult, PlaneError> {
@@ -185,9 +205,25 @@ impl Plane {
             tcp,
             splice,
             from_mirror,
+            share,
+            automatic,
         } = params;
+        if share.is_some() {
+            let from = from_mirror.ok_or(PlaneError::ShareOfWhich)?;
+            let goes_elsewhere = |mirror: &Mirror| {
+                let port = mirror.port.or(service.port);
+                mirror.weight > 0
+                    && (mirror.address != from.address
+                        || from.port.is_some_and(|p| port != Some(p)))
+            };
+            if !mirrors.iter().any(goes_elsewhere) {
+                return Err(PlaneError::NowhereElse(from));
+            }
+        }
         let mut rules = self.rules.lock().await;
+        rules.holds.admit(&service, automatic)?;
         let (replaced, diversion) = self.set(&mut rules, service, mirrors, from).await?;
+        let held = rules.holds.instructed(service, automatic);
         let id = rules.next_redirect;
         rules.next_redirect += 1;
         if rules.redirects.len() == MAX_REDIRECTS {
@@ -206,6 +242,7 @@ impl Plane {
                 tcp,
                 splice: view::splice_orders(&splice),
                 from_mirror,
+                share,
             })
             .await?;
         info!(
@@ -214,6 +251,7 @@ impl Plane {
         );
         Ok(RedirectResult {
             replaced,
+            held,
             id,
             outcome: view::outcome(&outcome),
         })
@@ -262,7 +300,7 @@ impl Plane {
         &self,
         rules: &mut Rules,
         service: Service,
-        mirrors: Vec<control_protocol::Mirror>,
+        mirrors: Vec<Mirror>,
         from: Option<ClientPrefix>,
     ) -> Result<(bool, DiversionId), PlaneError> {
         // A prefix that all clients lie in is the same as none.
@@ -308,9 +346,14 @@ impl Plane {
     }
 
     async fn restore(&self, params: Restore) -> Result<RestoreResult, PlaneError> {
-        let Restore { service, from } = params;
+        let Restore {
+            service,
+            from,
+            automatic,
+        } = params;
         let from = from.filter(|from| from.network().prefix_len() > 0);
         let mut rules = self.rules.lock().await;
+        rules.holds.admit(&service, automatic)?;
         let Some(diversion) = rules.diversions.get(&service, from.as_ref()).cloned() else {
             return Err(PlaneError::NotDiverted(not_diverted(
                 &rules.diversions,
@@ -323,6 +366,7 @@ impl Plane {
             .await?;
         rules.diversions.remove(&service, from.as_ref());
         rules.restored.push(diversion.clone());
+        let held = rules.holds.instructed(service, automatic);
         let usage = self.usage().await?;
         let remaining = usage
             .get(&diversion.id)
@@ -332,7 +376,17 @@ impl Plane {
             describe(&diversion)
         );
         self.forget_unused(&mut rules).await?;
-        Ok(RestoreResult { remaining })
+        Ok(RestoreResult { remaining, held })
+    }
+
+    async fn hold(&self, params: Hold) -> Result<HoldResult, PlaneError> {
+        let changed = self.rules.lock().await.holds.hold(params.service)?;
+        Ok(HoldResult { changed })
+    }
+
+    async fn release(&self, params: ReleaseHold) -> HoldResult {
+        let changed = self.rules.lock().await.holds.release(&params.service);
+        HoldResult { changed }
     }
 
     async fn list(&self) -> Result<ListResult, PlaneError> {
@@ -340,7 +394,8 @@ impl Plane {
         let mut usage = self.usage().await?;
         let mut info = |diversion: &Diversion, state| {
             let usage = usage.remove(&diversion.id).unwrap_or_default();
-            view::diversion_info(diversion, state, &usage)
+            let held = rules.holds.concern(&diversion.service);
+            view::diversion_info(diversion, state, held, &usage)
         };
         let mut active: Vec<&Diversion> = rules.diversions.iter().collect();
         active.sort_by_key(|d| (d.service, d.from.map(|from| from.network())));
@@ -354,7 +409,10 @@ impl Plane {
                 .iter()
                 .map(|d| info(d, DiversionState::Restored)),
         );
-        Ok(ListResult { diversions })
+        Ok(ListResult {
+            diversions,
+            holds: rules.holds.iter().collect(),
+        })
     }
 
     async fn connections(&self, query: ConnectionsQuery) -> Result<ConnectionsResult, PlaneError> {
@@ -408,6 +466,34 @@ impl Plane {
             workers,
             total,
             groups,
+        })
+    }
+
+    /// The mirrors' vital signs. The workers are asked twice, since what one has heard of a mirror answers
+    /// what another has sent to it.
+    async fn liveness(&self) -> Result<LivenessResult, PlaneError> {
+        let mut heard: HashMap<Endpoint, Time> = HashMap::new();
+        for worker in self.workers.ask_all(|engine| engine.heard()).await? {
+            for (mirror, at) in worker {
+                let latest = heard.entry(mirror).or_default();
+                *latest = (*latest).max(at);
+            }
+        }
+        let heard = Arc::new(heard);
+        let signs = self
+            .workers
+            .ask_all(move |engine| engine.mirror_signs(&heard))
+            .await?;
+        let mut mirrors: BTreeMap<Endpoint, MirrorSigns> = BTreeMap::new();
+        for (mirror, signs) in signs.into_iter().flatten() {
+            mirrors.entry(mirror).or_default().add(&signs);
+        }
+        let now = self.workers.now();
+        let mirrors = mirrors
+            .iter()
+            .map(|(mirror, signs)| view::mirror_liveness(*mirror, signs, now));
+        Ok(LivenessResult {
+            mirrors: mirrors.collect(),
         })
     }
 
@@ -522,19 +608,16 @@ impl Handler for Plane {
             Method::Redirect(params) => answer(id, self.redirect(params).await),
             Method::Redirects(params) => answer(id, self.redirects(params).await),
             Method::Restore(params) => answer(id, self.restore(params).await),
+            Method::Hold(params) => answer(id, self.hold(params).await),
+            Method::Release(params) => Answer::ok(id, &self.release(params).await),
             Method::List(_) => answer(id, self.list().await),
             Method::Connections(params) => answer(id, self.connections(params).await),
             Method::Stats(params) => answer(id, self.stats(params).await),
             // The first of its answers; the server asks for the others.
             Method::Watch(params) => answer(id, self.update(&mut Updates::new(params)).await),
+            Method::Liveness(_) => answer(id, self.liveness().await),
             Method::Version(_) => Answer::ok(id, &self.about),
-            Method::NameSet(_)
-            | Method::NameUnset(_)
-            | Method::NameList(_)
-            | Method::NameImport(_) => {
-                let message = "names are listed at the naming server, shunt-naming, not here";
-                Answer::error(Some(id), ErrorCode::Refused, message)
-            }
+            method => Answer::elsewhere(id, &method, Daemon::Rewriter),
         }
     }
 

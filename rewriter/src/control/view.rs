@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use control_protocol::{
     ConnectionInfo, ConnectionState, Counters, DiversionInfo, DiversionState, End, MirrorInfo,
-    Outcome, Service, Splice, Timing, Traffic,
+    MirrorLiveness, Outcome, Service, Splice, Timing, Traffic,
 };
 
-use crate::engine::{DropReason, Engine, Obstacle, RedirectOutcome, SpliceOrders, Time};
+use crate::engine::{
+    DropReason, Engine, MirrorSigns, Obstacle, RedirectOutcome, SpliceOrders, Time,
+};
 use crate::packet::Endpoint;
 use crate::table::{Connection, Diversion, Latency, Slot, State, TcpProgress, TrafficCount};
 use crate::worker::Report;
@@ -134,6 +136,7 @@ pub(super) fn counters(report: &Report) -> Counters {
         created: counted.created,
         expired: counted.expired,
         evicted: counted.evicted,
+        retried: counted.retried,
         moved: counted.moved,
         reset: counted.reset,
         drops,
@@ -179,10 +182,28 @@ pub(super) fn outcome(outcome: &RedirectOutcome) -> Outcome {
     }
 }
 
+/// A mirror's vital signs.
+pub(super) fn mirror_liveness(mirror: Endpoint, signs: &MirrorSigns, now: Time) -> MirrorLiveness {
+    let ago = |at: Option<Time>| {
+        at.map(|at| u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX))
+    };
+    MirrorLiveness {
+        mirror: mirror.into(),
+        connections: signs.connections,
+        heard_ms: ago(signs.heard()),
+        unanswered: signs.unanswered(),
+        waiting_ms: ago(signs.waiting_since()),
+        refused: signs.refused,
+        resets: signs.resets,
+        icmp_errors: signs.icmp_errors,
+    }
+}
+
 /// A diversion with the connections that are on each mirror now.
 pub(super) fn diversion_info(
     diversion: &Diversion,
     state: DiversionState,
+    held: bool,
     usage: &BTreeMap<Endpoint, u64>,
 ) -> DiversionInfo {
     let mut left = usage.clone();
@@ -220,5 +241,6 @@ pub(super) fn diversion_info(
         from: diversion.from,
         mirrors,
         state,
+        held,
     }
 }

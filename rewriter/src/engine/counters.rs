@@ -118,6 +118,8 @@ pub struct Counters {
     pub expired: u64,
     /// Connections forgotten to make room: ended ones, and ones that were never answered.
     pub evicted: u64,
+    /// Connections that a mirror refused, and that were tried at another.
+    pub retried: u64,
     /// Connections that a redirect moved.
     pub moved: u64,
     /// Connections that a redirect reset.

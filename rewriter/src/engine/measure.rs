@@ -63,6 +63,14 @@ pub(super) fn segment(
     }
 }
 
+/// Begins to time the answer of another mirror to a SYN that the engine repeats.
+pub(super) fn begin_handshake(connection: &mut Connection, now: Time) {
+    let timing = &mut connection.timing;
+    timing.sampled = Some(Direction::Forward);
+    timing.sample_end = connection.client.start;
+    timing.sample_began = clock(now);
+}
+
 /// Takes note of a datagram or an echo.
 pub(super) fn datagram(
     connection: &mut Connection,

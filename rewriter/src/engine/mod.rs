@@ -22,12 +22,14 @@ mod counters;
 mod fragments;
 mod icmp_error;
 mod identification;
+mod liveness;
 mod measure;
 mod notice;
 mod ownership;
 mod reassembly;
 mod redirect;
 mod reset;
+mod retry;
 mod segment;
 mod splice;
 mod talk;
@@ -46,6 +48,7 @@ use rand::rngs::StdRng;
 pub use crate::table::FETCHED_AT_ONCE;
 pub use alert::Alert;
 pub use counters::{Counters, DropReason};
+pub use liveness::MirrorSigns;
 pub use ownership::Ownership;
 pub use reassembly::{Limits, TIMEOUT_V4, TIMEOUT_V6};
 pub use redirect::{Redirect, RedirectOutcome, Sweep};
@@ -56,6 +59,7 @@ use clients::Clients;
 use identification::Identifications;
 use notice::Budget;
 use reassembly::Reassembler;
+use retry::Retries;
 use splice::Splices;
 
 use crate::packet::{
@@ -174,6 +178,8 @@ pub struct Config {
     pub client_groups: ClientGroups,
     /// When idle connections are forgotten.
     pub timeouts: Timeouts,
+    /// How many more mirrors a connection is tried at that its mirror refuses.
+    pub refused_retries: u8,
     /// The packet size in bytes that the segment size in a SYN is lowered to; none: it is left alone.
     pub mss_clamp: Option<u16>,
     /// What to do so that the TTL or hop limit falls by one on the way through the machine.
@@ -198,6 +204,7 @@ pub struct Engine {
     alert: Option<Alert>,
     outbox: VecDeque<Outgoing>,
     splices: Splices,
+    retries: Retries,
     reassembler: Reassembler,
     identifications: Identifications,
     /// For errors of its own accord.
@@ -227,6 +234,7 @@ impl Engine {
             alert: None,
             outbox: VecDeque::new(),
             splices: Splices::default(),
+            retries: Retries::limited_to(config.refused_retries),
             reassembler: Reassembler::new(Limits::default()),
             identifications: Identifications::new(config.worker, workers, &mut random),
             hand_overs: VecDeque::new(),
@@ -539,6 +547,7 @@ impl Engine {
             return Verdict::Dropped(DropReason::NoConnection);
         };
         let (is_moving, is_spliced) = (connection.is_moving, connection.is_spliced);
+        let is_opening = connection.state == State::Opening;
         let mut tcp = None;
         if let Transport::Tcp(mut segment) = packet.transport() {
             if connection.state == State::Reset {
@@ -553,6 +562,13 @@ impl Engine {
                 self.outbox
                     .extend(reset::answer(source, destination, &segment).map(Into::into));
                 return Verdict::Dropped(DropReason::ConnectionWasReset);
+            }
+            if is_opening
+                && direction == Direction::Reverse
+                && segment.has(TcpSegment::RST)
+                && let Some(verdict) = self.retry_elsewhere(slot, &segment, packet.length(), now)
+            {
+                return verdict;
             }
             if is_spliced && direction == Direction::Reverse {
                 if segment.has(TcpSegment::SYN) {
@@ -579,6 +595,7 @@ impl Engine {
             return Verdict::Dropped(DropReason::NoConnection);
         };
         let before = connection.state;
+        liveness::note(totals, direction, tcp.as_ref(), now);
         match &tcp {
             Some(segment) => {
                 measure::segment(connection, totals, direction, segment, now);
@@ -614,6 +631,7 @@ impl Engine {
 
     /// Does what goes with a TCP connection's new state.
     fn enter(&mut self, slot: Slot, state: State, now: Time) {
+        self.retries.forget(slot);
         if matches!(state, State::Closing | State::Closed | State::Reset) {
             self.stop_moving(slot);
         }
@@ -664,6 +682,7 @@ impl Engine {
 
     fn remove(&mut self, slot: Slot) {
         self.forget_splice(slot);
+        self.retries.forget(slot);
         if let Some(connection) = self.connections.remove(slot) {
             self.pool
                 .give_back(slot, connection.protocol(), connection.mirror_side());

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use control_protocol::{MirrorAddress, Protocol, TcpMove};
+use control_protocol::{MirrorAddress, Percent, Protocol, TcpMove};
 
 use super::splice::{Obstacle, SpliceOrders};
 use super::{Engine, Time, is_taken, reset};
@@ -26,6 +26,9 @@ pub struct Redirect {
     pub splice: SpliceOrders,
     /// Only connections on this mirror; none: on any.
     pub from_mirror: Option<MirrorAddress>,
+    /// Only this share of the connections on that mirror, and these although it may be one of the
+    /// diversion's still; none: all, but those that are on one of these already.
+    pub share: Option<Percent>,
 }
 
 impl Redirect {
@@ -37,7 +40,13 @@ impl Redirect {
             tcp,
             splice: SpliceOrders::default(),
             from_mirror: None,
+            share: None,
         }
+    }
+
+    /// The mirror that connections are to leave although it may be one of the diversion's still.
+    pub(super) fn leaves(&self) -> Option<MirrorAddress> {
+        self.from_mirror.filter(|_| self.share.is_some())
     }
 }
 
@@ -49,7 +58,7 @@ pub struct RedirectOutcome {
     /// Connections that were reset at both ends.
     pub reset: u64,
     /// Connections that stayed: they were on one of the mirrors already, or on one that wasn't
-    /// meant, or no proxy port was left for them at the new mirror.
+    /// meant, or not in the share, or no proxy port was left for them at the new mirror.
     pub kept: u64,
     /// Connections that are yet to be spliced.
     pub waiting: u64,
@@ -86,12 +95,33 @@ impl RedirectOutcome {
 pub struct Sweep {
     redirect: Redirect,
     next: Slot,
+    share: Sharing,
 }
 
 impl Sweep {
     /// A redirect that is yet to begin.
     pub fn new(redirect: Redirect) -> Self {
-        Self { redirect, next: 0 }
+        Self {
+            redirect,
+            next: 0,
+            share: Sharing::default(),
+        }
+    }
+}
+
+/// Which of a number of connections are a share of them: as evenly spread as can be, and exact to one.
+#[derive(Debug, Default)]
+struct Sharing {
+    /// How many have been asked about.
+    seen: u64,
+}
+
+impl Sharing {
+    /// Whether the next one is in the share.
+    fn takes_next(&mut self, share: Percent) -> bool {
+        let taken = |seen: u64| seen * u64::from(share.get()) / 100;
+        self.seen += 1;
+        taken(self.seen) > taken(self.seen - 1)
     }
 }
 
@@ -111,7 +141,7 @@ impl Engine {
         let all = self.connections.slots();
         let end = sweep.next.saturating_add(slots).min(all);
         for slot in sweep.next..end {
-            let moved = self.redirect_one(slot, &sweep.redirect, now);
+            let moved = self.redirect_one(slot, &sweep.redirect, &mut sweep.share, now);
             let outcome = self.outcome_mut(sweep.redirect.id);
             match moved {
                 Move::Moved => outcome.moved += 1,
@@ -124,7 +154,13 @@ impl Engine {
         (end == all).then(|| *self.outcome_mut(sweep.redirect.id))
     }
 
-    fn redirect_one(&mut self, slot: Slot, redirect: &Redirect, now: Time) -> Move {
+    fn redirect_one(
+        &mut self,
+        slot: Slot,
+        redirect: &Redirect,
+        sharing: &mut Sharing,
+        now: Time,
+    ) -> Move {
         let Some(connection) = self.connections.get(slot).copied() else {
             return Move::NotMeant;
         };
@@ -146,7 +182,11 @@ impl Engine {
         {
             return Move::Kept;
         }
-        if diversion.has_mirror(service, mirror) {
+        let stays = match redirect.share {
+            Some(share) => !sharing.takes_next(share),
+            None => diversion.has_mirror(service, mirror),
+        };
+        if stays {
             // Whatever an earlier redirect had in mind for it.
             self.call_off(slot, now);
             return Move::Kept;
@@ -163,9 +203,11 @@ impl Engine {
             return Move::Reset;
         }
         let diversion = self.diversions.find(client, service, protocol);
-        let Some((diversion, to)) = diversion
-            .and_then(|diversion| Some((diversion.id, diversion.pick(service, &mut self.random)?)))
-        else {
+        let Some((diversion, to)) = diversion.and_then(|diversion| {
+            let is_left = |mirror| redirect.leaves().is_some_and(|from| is_on(mirror, &from));
+            let to = diversion.pick_but(service, is_left, &mut self.random)?;
+            Some((diversion.id, to))
+        }) else {
             return Move::Kept;
         };
         if self.move_one(slot, &connection, to, diversion, now) {
@@ -187,7 +229,7 @@ impl Engine {
         self.counters.reset += 1;
     }
 
-    /// Gives a connection another mirror, and another proxy port if its own is taken there.
+    /// Gives a connection another mirror. `false`: no proxy port is left there.
     fn move_one(
         &mut self,
         slot: Slot,
@@ -196,6 +238,22 @@ impl Engine {
         diversion: DiversionId,
         now: Time,
     ) -> bool {
+        let Some(side) = self.take_side(connection, mirror, now) else {
+            return false;
+        };
+        self.switch(slot, connection, side, diversion);
+        self.counters.moved += 1;
+        true
+    }
+
+    /// Takes a place at another mirror for a connection: with the proxy port that it has, or with another
+    /// if that is taken there. `None`: none is left.
+    pub(super) fn take_side(
+        &mut self,
+        connection: &Connection,
+        mirror: Endpoint,
+        now: Time,
+    ) -> Option<MirrorSide> {
         let protocol = connection.protocol();
         let old = *connection.mirror_side();
         let is_taken =
@@ -204,27 +262,54 @@ impl Engine {
             proxy: old.proxy,
             mirror,
         };
-        let new = if self.pool.take_same(protocol, &same_port, is_taken) {
-            same_port
-        } else {
-            let client = connection.client_side().client;
-            match self.take_proxy(protocol, client, mirror, now) {
-                Ok(side) => side,
-                Err(_) => return false,
-            }
-        };
-        self.connections.move_to(slot, new);
-        self.pool.give_back(slot, protocol, &old);
-        let aggregate = self.change_aggregate(connection, diversion, mirror);
+        if self.pool.take_same(protocol, &same_port, is_taken) {
+            return Some(same_port);
+        }
+        let client = connection.client_side().client;
+        self.take_proxy(protocol, client, mirror, now).ok()
+    }
+
+    /// Moves a connection to a place at another mirror that was taken for it.
+    pub(super) fn switch(
+        &mut self,
+        slot: Slot,
+        connection: &Connection,
+        side: MirrorSide,
+        diversion: DiversionId,
+    ) {
+        let old = *connection.mirror_side();
+        self.connections.move_to(slot, side);
+        self.pool.give_back(slot, connection.protocol(), &old);
+        let aggregate = self.change_aggregate(connection, diversion, side.mirror);
         if let Some(connection) = self.connections.get_mut(slot) {
             connection.aggregate = aggregate;
         }
-        self.counters.moved += 1;
-        true
     }
 }
 
 /// Whether a connection's mirror is the one that is named; a name without a port means any port.
-fn is_on(mirror: Endpoint, named: &MirrorAddress) -> bool {
+pub(super) fn is_on(mirror: Endpoint, named: &MirrorAddress) -> bool {
     mirror.address == named.address.into() && named.port.is_none_or(|port| port == mirror.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_exact_to_one_whatever_the_number() {
+        for hundredths in 1..=100 {
+            let share = Percent::new(hundredths).unwrap();
+            let mut sharing = Sharing::default();
+            let mut taken = 0;
+            for seen in 1..=1000_u64 {
+                taken += u64::from(sharing.takes_next(share));
+                assert_eq!(
+                    taken,
+                    seen * u64::from(hundredths) / 100,
+                    "{share} of {seen}"
+                );
+            }
+        }
+    }
 }

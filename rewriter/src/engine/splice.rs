@@ -45,7 +45,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
 use ahash::RandomState;
-use control_protocol::{Fallback, Release};
+use control_protocol::{Fallback, MirrorAddress, Release};
 
 pub use obstacle::Obstacle;
 
@@ -134,6 +134,8 @@ enum Timer {
 struct Move {
     redirect: u64,
     orders: SpliceOrders,
+    /// It leaves this mirror although that may be one of the diversion's still.
+    leaves: Option<MirrorAddress>,
     deadline: Time,
     phase: Phase,
 }
@@ -222,6 +224,23 @@ fn is_answered(connection: &Connection) -> bool {
         && connection.last_data != Some(Direction::Forward)
 }
 
+/// Whether the client has asked something of which the server has acknowledged nothing, and nothing else is on
+/// its way. If the server is dead, the client will send all of it again.
+fn is_unheard(connection: &Connection) -> bool {
+    connection.state == State::Established
+        && connection.mirror.has(TcpProgress::ACKNOWLEDGED)
+        && connection.client.has(TcpProgress::ACKNOWLEDGED)
+        && connection.client.acknowledged == connection.mirror.sent
+        && connection.last_data == Some(Direction::Forward)
+        && !connection.client.has(TcpProgress::HEARD)
+        && connection.mirror.acknowledged != connection.client.sent
+}
+
+/// Whether a connection whose mirror is dead can go on at another.
+fn can_leave_the_dead(connection: &Connection) -> bool {
+    is_at_boundary(connection) || is_unheard(connection)
+}
+
 impl Engine {
     /// What has become of the connections of a redirect so far; none: it isn't known, or no longer.
     pub fn redirect_outcome(&self, redirect: u64) -> Option<RedirectOutcome> {
@@ -265,7 +284,7 @@ impl Engine {
             self.give_up(slot, connection, obstacle, redirect.id, &orders, now);
             return;
         }
-        if orders.now && !is_at_boundary(connection) {
+        if orders.now && !can_leave_the_dead(connection) {
             self.outcome_mut(redirect.id).reset += 1;
             self.reset(slot, connection, now);
             return;
@@ -276,6 +295,7 @@ impl Engine {
             Move {
                 redirect: redirect.id,
                 orders,
+                leaves: redirect.leaves(),
                 deadline,
                 phase: Phase::Waiting,
             },
@@ -343,7 +363,11 @@ impl Engine {
             (Phase::Connecting(_), Direction::Reverse) => {
                 let is_new =
                     segment.payload > 0 && segment.next_sequence() != connection.mirror.sent;
-                if ends || is_new {
+                // Of something that was on its way to it when it was taken for dead.
+                let acknowledges = is_unheard(&connection)
+                    && segment.has(TcpSegment::ACK)
+                    && segment.acknowledgement != connection.mirror.acknowledged;
+                if ends || is_new || acknowledges {
                     // It wasn't a boundary: the old mirror goes on.
                     self.abandon(slot, now);
                 }
@@ -492,12 +516,17 @@ impl Engine {
         while self.splices.connecting < MAX_CONNECTING
             && let Some(slot) = self.splices.ready.pop_front()
         {
-            let is_waiting = self
+            let waiting = self
                 .splices
                 .moves
                 .get(&slot)
-                .is_some_and(|mv| matches!(mv.phase, Phase::Waiting));
-            if is_waiting && self.connections.get(slot).is_some_and(is_at_boundary) {
+                .filter(|mv| matches!(mv.phase, Phase::Waiting));
+            let may_leave = match waiting {
+                Some(mv) if mv.orders.now => can_leave_the_dead,
+                Some(_) => is_at_boundary,
+                None => continue,
+            };
+            if self.connections.get(slot).is_some_and(may_leave) {
                 self.connect(slot, now);
             }
         }

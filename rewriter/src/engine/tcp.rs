@@ -12,9 +12,15 @@ pub(super) fn follow(
     packet: &Packet<'_>,
     segment: &TcpSegment,
 ) {
+    let is_question = begins_question(connection, direction, segment);
     if segment.payload > 0 {
         talk::listen(connection, direction, segment, packet.payload());
     }
+    if is_question {
+        let all_heard = connection.mirror.acknowledged == connection.client.sent;
+        connection.client.set(TcpProgress::HEARD, !all_heard);
+    }
+    let acknowledged_before = connection.mirror.acknowledged;
     let (sender, receiver) = match direction {
         Direction::Forward => (&mut connection.client, &connection.mirror),
         Direction::Reverse => (&mut connection.mirror, &connection.client),
@@ -28,6 +34,11 @@ pub(super) fn follow(
         totals.refused += u64::from(is_answer_to_syn);
     }
     note(sender, packet, segment);
+    if connection.mirror.acknowledged != acknowledged_before
+        && connection.last_data == Some(Direction::Forward)
+    {
+        connection.client.set(TcpProgress::HEARD, true);
+    }
     let (client, mirror) = (&connection.client, &connection.mirror);
     let has_finished = |end: &TcpProgress| end.has(TcpProgress::FINISHED);
     let both_finished = has_finished(client) && has_finished(mirror);
@@ -48,9 +59,21 @@ pub(super) fn follow(
     };
 }
 
+/// Whether with this segment the client asks something, having been answered or having asked nothing before.
+fn begins_question(connection: &Connection, direction: Direction, segment: &TcpSegment) -> bool {
+    direction == Direction::Forward
+        && segment.payload > 0
+        && connection.last_data != Some(Direction::Forward)
+        && brings_news(&connection.client, segment)
+}
+
 /// Whether the receiver may believe this reset. One that it can't believe goes through to it all the
 /// same, but says nothing about the connection (the concern of RFC 5961, section 3).
-fn can_be_right(reset: &TcpSegment, sender: &TcpProgress, receiver: &TcpProgress) -> bool {
+pub(super) fn can_be_right(
+    reset: &TcpSegment,
+    sender: &TcpProgress,
+    receiver: &TcpProgress,
+) -> bool {
     if !sender.has(TcpProgress::BEGUN) {
         // The answer to a SYN (RFC 9293, section 3.10.7.3): it must acknowledge just that.
         return reset.has(TcpSegment::ACK) && reset.acknowledgement == receiver.sent;
@@ -80,6 +103,7 @@ fn note(sender: &mut TcpProgress, packet: &Packet<'_>, segment: &TcpSegment) {
         sender.set(TcpProgress::SACK, offer.sack);
         sender.set(TcpProgress::TIMESTAMPS, offer.timestamps.is_some());
         sender.timestamp = offer.timestamps.map_or(0, |timestamps| timestamps.value);
+        sender.window = segment.window;
     } else {
         sender.sent = later(sender.sent, segment.next_sequence());
         if sender.has(TcpProgress::TIMESTAMPS)

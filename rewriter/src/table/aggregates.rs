@@ -139,6 +139,11 @@ impl Aggregates {
         self.slots.iter().flatten()
     }
 
+    /// All aggregates, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Aggregate> {
+        self.slots.iter_mut().flatten()
+    }
+
     /// Those of some slots, and whether there are slots after them.
     pub fn slice(&self, slots: Range<usize>) -> (impl Iterator<Item = &Aggregate>, bool) {
         let end = slots.end.min(self.slots.len());

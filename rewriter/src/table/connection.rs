@@ -109,6 +109,9 @@ impl TcpProgress {
     /// Flag: its SYN had timestamps.
     pub const TIMESTAMPS: u8 = 0x20;
     const SCALE: u8 = 0x40;
+    /// Flag of the client: of what it has last asked, as far as that began where the mirror had acknowledged
+    /// all, the mirror has acknowledged some; or it can't be told.
+    pub const HEARD: u8 = 0x80;
 
     /// Whether all the flags in `mask` are set.
     pub fn has(&self, mask: u8) -> bool {

@@ -128,22 +128,37 @@ impl Diversion {
     /// A mirror for a new connection to `service`, picked at random by weight. `None` when all
     /// weights are 0, which no diversion in a table is.
     pub fn pick(&self, service: Endpoint, random: &mut impl Rng) -> Option<Endpoint> {
-        let mirror = match self.mirrors.as_slice() {
-            [only] => only,
-            mirrors => {
-                let total: u32 = mirrors.iter().map(|mirror| u32::from(mirror.weight)).sum();
-                if total == 0 {
-                    return None;
-                }
-                let mut left = random.random_range(0..total);
-                mirrors.iter().find(|mirror| {
-                    let weight = u32::from(mirror.weight);
-                    let found = left < weight;
-                    left = left.saturating_sub(weight);
-                    found
-                })?
+        self.pick_but(service, |_| false, random)
+    }
+
+    /// A mirror as [`Diversion::pick`] gives, but none that `is_out`. `None` when there is no other.
+    pub fn pick_but(
+        &self,
+        service: Endpoint,
+        is_out: impl Fn(Endpoint) -> bool,
+        random: &mut impl Rng,
+    ) -> Option<Endpoint> {
+        if let [only] = self.mirrors.as_slice() {
+            return Some(Self::endpoint(only, service)).filter(|only| !is_out(*only));
+        }
+        let weight = |mirror: &Mirror| {
+            if is_out(Self::endpoint(mirror, service)) {
+                0
+            } else {
+                u32::from(mirror.weight)
             }
         };
+        let total: u32 = self.mirrors.iter().map(weight).sum();
+        if total == 0 {
+            return None;
+        }
+        let mut left = random.random_range(0..total);
+        let mirror = self.mirrors.iter().find(|mirror| {
+            let weight = weight(mirror);
+            let found = left < weight;
+            left = left.saturating_sub(weight);
+            found
+        })?;
         Some(Self::endpoint(mirror, service))
     }
 
@@ -515,6 +530,27 @@ mod tests {
         assert!((2800..3200).contains(&count(2)), "{}", count(2));
         assert_eq!(count(2) + count(3), 4000);
         assert_eq!(count(4), 0, "weight 0 gets no new connections");
+    }
+
+    #[test]
+    fn a_mirror_that_is_out_is_never_picked() {
+        let mut random = StdRng::seed_from_u64(3);
+        let service = Endpoint::new(IpAddr::from([100, 100, 100, 100]), 80);
+        let mirror = |last| Endpoint::new(IpAddr::from([10, 2, 0, last]), 80);
+        let mut pick = |mirrors: &[&str]| {
+            let diversion = diversion(1, "100.100.100.100:80", mirrors, None);
+            diversion.pick_but(service, |other| other == mirror(2), &mut random)
+        };
+        for _ in 0..100 {
+            let picked = pick(&["10.2.0.2*99", "10.2.0.3", "10.2.0.4"]);
+            assert!(picked == Some(mirror(3)) || picked == Some(mirror(4)));
+            assert_eq!(
+                pick(&["10.2.0.2*99", "10.2.0.3", "10.2.0.4*0"]),
+                Some(mirror(3))
+            );
+        }
+        assert_eq!(pick(&["10.2.0.2"]), None);
+        assert_eq!(pick(&["10.2.0.2", "10.2.0.3*0"]), None);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod proxy_pool;
 mod slot_list;
 mod timer_wheel;
 mod totals;
+mod vitals;
 
 pub use aggregates::{
     Aggregate, AggregateId, AggregateKey, Aggregates, ClientGroups, MAX_AGGREGATES,
@@ -30,3 +31,4 @@ pub use latency::Latency;
 pub use proxy_pool::{Exhausted, ProxyPool, Taken};
 pub use timer_wheel::{Tick, TimerWheel};
 pub use totals::{OneWay, SIZE_CLASSES, Timed, Totals};
+pub use vitals::Vitals;

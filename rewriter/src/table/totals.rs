@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use super::Direction;
+use super::{Direction, Vitals};
 
 /// Classes of packet sizes: class *n* has those of more than 2ⁿ⁺⁵ and at most 2ⁿ⁺⁶ bytes, but the first
 /// and the last have all that are smaller and larger.
@@ -28,6 +28,8 @@ pub struct Totals {
     pub unanswered: u64,
     /// ICMP errors about their packets.
     pub icmp_errors: u64,
+    /// What they show of the mirror's being alive.
+    pub vitals: Vitals,
     /// Only once there is one: most connections of UDP have none.
     times: Option<Box<Times>>,
 }
@@ -147,6 +149,7 @@ impl Totals {
         self.refused += other.refused;
         self.unanswered += other.unanswered;
         self.icmp_errors += other.icmp_errors;
+        self.vitals.add(&other.vitals);
         if let Some(times) = &other.times {
             let sums = &mut self.times.get_or_insert_default().by_what;
             for (sum, other) in sums.iter_mut().zip(&times.by_what) {

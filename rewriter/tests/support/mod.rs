@@ -314,6 +314,7 @@ impl World {
                     max_connections_per_client: None,
                     client_groups: ClientGroups::default(),
                     timeouts: Timeouts::default(),
+                    refused_retries: 0,
                     mss_clamp: None,
                     hop_limit: HopLimit::Raise,
                 };

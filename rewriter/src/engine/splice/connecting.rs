@@ -7,6 +7,7 @@ use control_protocol::Protocol;
 
 use super::joined::{Joined, acknowledge, has_timestamps, scales};
 use super::{Connecting, Held, Move, Obstacle, Phase, Stray, Timer};
+use crate::engine::redirect::is_on;
 use crate::engine::segment::Segment;
 use crate::engine::{Engine, Outgoing, Time, Verdict, is_taken, reset};
 use crate::packet::{Packet, TcpOffer, TcpSegment, Timestamps};
@@ -26,11 +27,10 @@ impl Engine {
         let Some(connection) = self.connections.get(slot).copied() else {
             return false;
         };
-        let force = self
-            .splices
-            .moves
-            .get(&slot)
-            .is_some_and(|mv| mv.orders.force);
+        let Some(mv) = self.splices.moves.get(&slot) else {
+            return false;
+        };
+        let (force, leaves) = (mv.orders.force, mv.leaves);
         if let Some(obstacle) = Obstacle::of(connection.talk).filter(|_| !force) {
             self.refuse_move(slot, &connection, obstacle, now);
             return false;
@@ -44,12 +44,13 @@ impl Engine {
                 client_side.service,
                 Protocol::Tcp,
             )
-            .filter(|diversion| !diversion.has_mirror(client_side.service, old.mirror));
+            .filter(|diversion| {
+                leaves.is_some() || !diversion.has_mirror(client_side.service, old.mirror)
+            });
         let picked = diversion.and_then(|diversion| {
-            Some((
-                diversion.id,
-                diversion.pick(client_side.service, &mut self.random)?,
-            ))
+            let is_left = |mirror| leaves.is_some_and(|from| is_on(mirror, &from));
+            let mirror = diversion.pick_but(client_side.service, is_left, &mut self.random)?;
+            Some((diversion.id, mirror))
         });
         let Some((diversion, mirror)) = picked else {
             // It was diverted otherwise meanwhile.
@@ -101,21 +102,18 @@ impl Engine {
     /// The SYN that introduces the client to a new mirror, with the options that the connection has.
     fn introduction(&self, connection: &Connection, side: &MirrorSide) -> Segment {
         let (client, mirror) = (&connection.client, &connection.mirror);
-        // What a segment has besides its data, without options.
-        let headers = if side.proxy.address.is_v4() { 40 } else { 60 };
-        let limit = self.mss_clamp.map(|mtu| mtu.saturating_sub(headers));
         let window = u32::from(client.window) << scales(connection).from;
         Segment {
             source: side.proxy,
             destination: side.mirror,
-            sequence: client.sent.wrapping_sub(1),
+            // Just before what the new mirror gets first: the client's next byte, or the first that the old
+            // one hasn't acknowledged.
+            sequence: mirror.acknowledged.wrapping_sub(1),
             acknowledgement: None,
             flags: TcpSegment::SYN,
             window: window.min(u16::MAX.into()) as u16,
             offer: TcpOffer {
-                segment_size: (client.segment_size > 0).then(|| {
-                    limit.map_or(client.segment_size, |limit| limit.min(client.segment_size))
-                }),
+                segment_size: self.announced_size(client, side),
                 window_scale: mirror.window_scale().and(client.window_scale()),
                 sack: client.has(TcpProgress::SACK) && mirror.has(TcpProgress::SACK),
                 timestamps: has_timestamps(connection).then_some(Timestamps {
@@ -159,8 +157,15 @@ impl Engine {
         let Some(connection) = self.connections.get(slot).copied() else {
             return;
         };
-        let answers_syn =
-            segment.has(TcpSegment::ACK) && segment.acknowledgement == connection.client.sent;
+        let Some(Move {
+            phase: Phase::Connecting(connecting),
+            ..
+        }) = self.splices.moves.get(&slot)
+        else {
+            return;
+        };
+        let first = connecting.syn.sequence.wrapping_add(1);
+        let answers_syn = segment.has(TcpSegment::ACK) && segment.acknowledgement == first;
         if segment.has(TcpSegment::RST) {
             if answers_syn {
                 self.fail(slot, Obstacle::MirrorRefused, now);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use control_protocol::{Protocol, Release};
 
 use super::joined::{Joined, has_timestamps};
-use super::{Stray, Timer};
+use super::{Stray, Timer, is_unheard};
 use crate::engine::segment::Segment;
 use crate::engine::tcp::later;
 use crate::engine::{Engine, Time, reset};
@@ -54,9 +54,16 @@ impl Engine {
         now: Time,
     ) {
         let side = *before.mirror_side();
+        // What the client last asked it may or may not have: only a reset is right in either case, since
+        // its answer tells what it expects.
+        let how = if is_unheard(before) {
+            Release::Rst
+        } else {
+            how
+        };
         let mut released = Released {
             side,
-            sequence: before.client.sent,
+            sequence: before.mirror.acknowledged,
             acknowledgement: before
                 .mirror
                 .sent
