@@ -104,6 +104,7 @@ server:
     num-queries-per-thread: 4096
     cache-max-ttl: $ttl
     module-config: iterator
+    local-zone: "test." nodefault
     do-daemonize: no
     username: ""
     chroot: ""

@@ -100,6 +100,7 @@ stage_bench() {
     fi
     scripts/bench.sh --quick
     scripts/bench.sh splice --quick
+    scripts/bench.sh naming --rounds 1 --seconds 1
 }
 
 stage_scenarios() {
