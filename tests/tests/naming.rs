@@ -19,7 +19,7 @@ fn resolving(host: &Host, server: &str, code: &str) -> std::process::Command {
         &file,
         format!("nameserver {server}\noptions timeout:2 attempts:2\n"),
     )
-    .unwrap();
+    .expect("a small file");
     let mut command = host.command("unshare");
     let code = format!("mount --bind {} /etc/resolv.conf\n{code}", file.display());
     command.args(["--mount", "bash", "-euc", &code]);
