@@ -278,18 +278,19 @@ pub fn binary(name: &str) -> PathBuf {
         .find(|path| path.is_file())
         .unwrap_or_else(|| {
             panic!(
-                "no {name} beside {}: run `cargo build -p rewriter -p control-cli -p monitor`, set \
+                "no {name} beside {}: run `cargo build -p rewriter -p control-cli -p monitor -p naming`, set \
                  {variable}, or use `scripts/test.sh scenarios`",
                 program.display()
             )
         })
 }
 
-/// The environment variable that names a program's path: its name in capitals, but for the one that names
-/// the monitor's socket to `shuntctl`.
+/// The environment variable that names a program's path: its name in capitals, but for those that name
+/// sockets to `shuntctl`.
 fn variable(name: &str) -> String {
     match name {
         "shunt-monitor" => "SHUNT_MONITOR_BIN".into(),
+        "shunt-naming" => "SHUNT_NAMING_BIN".into(),
         _ => name.to_uppercase().replace('-', "_"),
     }
 }
