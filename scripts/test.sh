@@ -52,7 +52,7 @@ stage_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings;
 
 # The scenarios run the daemon as it is shipped; everything else is quicker without optimisation.
 stage_build() {
-    cargo build --release --locked -p rewriter -p control-cli -p monitor -p naming
+    build_programs
     cargo test --workspace --locked --no-run
 }
 
@@ -108,7 +108,7 @@ stage_scenarios() {
     local target name status=0
     need_captures
     target=$(realpath -m "${CARGO_TARGET_DIR:-$ROOT/target}")
-    cargo build --release --locked -p rewriter -p control-cli -p monitor -p naming
+    build_programs
     cargo test --locked -p scenarios --no-run
     export SHUNTD=$target/release/shuntd SHUNTCTL=$target/release/shuntctl
     export SHUNT_MONITOR_BIN=$target/release/shunt-monitor

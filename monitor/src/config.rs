@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use control_protocol::{
-    ClientPrefix, DEFAULT_MONITOR_SOCKET, DEFAULT_SOCKET, MirrorAddress, Protocol, Service,
+    ClientPrefix, DEFAULT_MONITOR_SOCKET, DEFAULT_NAMING_SOCKET, DEFAULT_SOCKET, DomainName,
+    MAX_TTL, MirrorAddress, Protocol, Service,
 };
 use serde::Deserialize;
 use thiserror::Error;
@@ -55,6 +56,8 @@ struct File {
     liveness: Liveness,
     #[serde(default)]
     rewriter: Vec<Rewriter>,
+    #[serde(default)]
+    naming: Vec<NamingServer>,
     #[serde(default)]
     mirror: Vec<MirrorFile>,
     #[serde(default)]
@@ -128,6 +131,21 @@ fn rewriter_socket() -> PathBuf {
     DEFAULT_SOCKET.into()
 }
 
+/// A naming server that is kept up to date.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamingServer {
+    /// What people call it.
+    pub name: String,
+    /// Its control socket.
+    #[serde(default = "naming_socket")]
+    pub socket: PathBuf,
+}
+
+fn naming_socket() -> PathBuf {
+    DEFAULT_NAMING_SOCKET.into()
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MirrorFile {
@@ -146,7 +164,16 @@ struct ServiceFile {
     address: Service,
     mirrors: Vec<String>,
     #[serde(default)]
+    names: Vec<DomainName>,
+    #[serde(default = "usual_ttl", with = "humantime_serde")]
+    ttl: Duration,
+    #[serde(default)]
     rule: Vec<RuleConfig>,
+}
+
+/// As long as a client may go on by what a name was.
+fn usual_ttl() -> Duration {
+    Duration::from_secs(5)
 }
 
 /// What the operator wants.
@@ -164,6 +191,8 @@ pub struct Config {
     pub liveness: Option<Liveness>,
     /// Whom it instructs.
     pub rewriters: Vec<Rewriter>,
+    /// The naming servers that it keeps up to date.
+    pub naming: Vec<NamingServer>,
     /// The mirrors.
     pub mirrors: Vec<MirrorConfig>,
     /// The services.
@@ -196,6 +225,10 @@ pub struct ServiceConfig {
     pub address: Service,
     /// Its mirrors, by index.
     pub mirrors: Vec<usize>,
+    /// The names that have its mirrors' addresses.
+    pub names: Vec<DomainName>,
+    /// For how many seconds clients may remember them.
+    pub ttl: u32,
     /// What bounds the optimiser.
     pub rules: Rules,
 }
@@ -361,6 +394,13 @@ impl Config {
             "rewriter",
             file.rewriter.iter().map(|rewriter| &rewriter.name),
         )?;
+        unique("naming", file.naming.iter().map(|server| &server.name))?;
+        let names = file.service.iter().flat_map(|service| &service.names);
+        let names: Vec<String> = names.map(ToString::to_string).collect();
+        unique("service.names", &names)?;
+        if !names.is_empty() && file.naming.is_empty() {
+            return Err(ConfigError::Missing { what: "naming" });
+        }
         unique("mirror", file.mirror.iter().map(|mirror| &mirror.name))?;
         let addresses: Vec<String> = file
             .service
@@ -395,6 +435,7 @@ impl Config {
             settings,
             liveness,
             rewriters: file.rewriter,
+            naming: file.naming,
             mirrors,
             services,
             warnings,
@@ -517,9 +558,18 @@ fn read_service(
             source,
         }
     })?;
+    if service.ttl > Duration::from_secs(MAX_TTL.into()) {
+        return Err(ConfigError::OutOfBounds {
+            field: "ttl",
+            seen: humantime::format_duration(service.ttl).to_string(),
+            bounds: "at most 7 days",
+        });
+    }
     Ok(ServiceConfig {
         address,
         mirrors,
+        names: service.names.clone(),
+        ttl: u32::try_from(service.ttl.as_secs()).unwrap_or(MAX_TTL),
         rules,
     })
 }

@@ -9,6 +9,7 @@
 //! - [`rules`]: what the operator allows;
 //! - [`brain`]: decides, from all of these. It does no I/O;
 //! - [`link`]: the rewriters, which measure and are instructed; [`diversions`]: what they have;
+//! - [`naming`]: the naming servers, which are kept up to date;
 //! - [`suspicion`]: what they see of dying mirrors;
 //! - [`monitor`]: the loop that joins them;
 //! - [`board`], [`show`], [`server`], [`metrics`]: what people and programs see of it.
@@ -23,6 +24,7 @@ pub mod link;
 pub mod metrics;
 pub mod model;
 pub mod monitor;
+pub mod naming;
 pub mod rules;
 pub mod server;
 pub mod show;

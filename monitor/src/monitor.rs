@@ -29,6 +29,7 @@ use crate::check::{self, CheckState, Checks, Health, Report, Target};
 use crate::config::Config;
 use crate::diversions;
 use crate::link::{Event, Link, OrderError, Outcome};
+use crate::naming;
 use crate::rules::{Bounds, MaintenanceState};
 use crate::show;
 use crate::suspicion::{Suspect, Suspicions};
@@ -62,6 +63,7 @@ pub struct Monitor {
     checks: Checks,
     reports: mpsc::Receiver<Report>,
     rewriters: Vec<Rewriter>,
+    naming: Vec<naming::Link>,
     events: mpsc::Receiver<(usize, Event)>,
     board: Board,
     began: Instant,
@@ -114,6 +116,10 @@ impl Monitor {
                 .map(Rewriter::new)
         };
         let rewriters = config.rewriters.iter().enumerate().map(open);
+        let naming = config.naming.iter().map(|server| {
+            naming::Link::open(server.name.clone(), server.socket.clone())
+                .with_context(|| format!("naming server \"{}\"", server.name))
+        });
         Ok(Self {
             hands,
             brain: brain_of(&config),
@@ -131,6 +137,7 @@ impl Monitor {
             checks,
             reports,
             rewriters: rewriters.collect::<Result<_>>()?,
+            naming: naming.collect::<Result<_>>()?,
             events,
             board,
             began: Instant::now(),
@@ -344,8 +351,10 @@ impl Monitor {
         }
         self.rewriters[rewriter].held = held;
         self.rewriters[rewriter].has_listed = true;
-        self.take_holds();
-        self.adopt(list);
+        let has_changed = self.take_holds();
+        if self.adopt(list) || has_changed {
+            self.tell_names();
+        }
         if self.hands == Hands::Tied || done != self.rewriters[rewriter].link.given() {
             return;
         }
@@ -377,8 +386,10 @@ impl Monitor {
         }
     }
 
-    /// A service is in a person's hands where every rewriter that is there says so.
-    fn take_holds(&mut self) {
+    /// A service is in a person's hands where every rewriter that is there says so. Tells whether that has changed for
+    /// any.
+    fn take_holds(&mut self) -> bool {
+        let mut has_changed = false;
         for service in 0..self.config.services.len() {
             let mut there = self
                 .rewriters
@@ -387,12 +398,15 @@ impl Monitor {
                 .peekable();
             let is_held =
                 there.peek().is_some() && there.all(|rewriter| rewriter.held.contains(&service));
+            has_changed |= self.brain.services()[service].is_held != is_held;
             self.brain.take_hold(service, is_held);
         }
+        has_changed
     }
 
-    /// Takes over the diversions that there are already.
-    fn adopt(&mut self, list: &ListResult) {
+    /// Takes over the diversions that there are already. Tells whether there were any that weren't known.
+    fn adopt(&mut self, list: &ListResult) -> bool {
+        let mut is_new = false;
         for service in 0..self.config.services.len() {
             for group in 0..self.brain.services()[service].groups.len() {
                 let known = &self.brain.services()[service].groups[group];
@@ -402,10 +416,12 @@ impl Monitor {
                 let mind = &self.brain.services()[service];
                 let shares = diversions::shares(list, mind, known, self.brain.mirrors());
                 if shares.is_some() {
+                    is_new |= known.shares.is_none();
                     self.brain.take_shares(service, group, shares);
                 }
             }
         }
+        is_new
     }
 
     fn take_outcome(&mut self, rewriter: usize, outcome: &Outcome) {
@@ -427,8 +443,23 @@ impl Monitor {
         }
     }
 
+    /// Has the naming servers say what is in force.
+    fn tell_names(&self) {
+        if self.hands == Hands::Tied || self.naming.is_empty() {
+            return;
+        }
+        let names = show::names(&self.config.services, &self.brain);
+        for server in &self.naming {
+            server.want(names.clone());
+        }
+    }
+
     /// Says what was decided, and has it done.
     fn carry_out(&mut self, decisions: Vec<Decision>) {
+        if !decisions.is_empty() {
+            // Before the orders: whoever asks for a name meanwhile is to be right at once.
+            self.tell_names();
+        }
         for decision in decisions {
             let service = self.config.services[decision.service].address;
             if self.hands == Hands::Tied {

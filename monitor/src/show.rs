@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use control_protocol::{CheckState, Decision, MirrorShare, MirrorState, Service};
+use control_protocol::{CheckState, Decision, MirrorShare, MirrorState, NameAddress, Service};
 use jiff::Timestamp;
 
 use crate::brain::{self, Brain, Change, Mirror, Settings};
 use crate::check::Health;
+use crate::config::ServiceConfig;
 use crate::monitor::check_health;
+use crate::naming::Names;
 
 /// A decision: one for each group of clients that it concerns, all with its number.
 pub fn decision(decision: &brain::Decision, brain: &Brain, at: Timestamp) -> Vec<Decision> {
@@ -111,6 +113,36 @@ pub fn shares(brain: &Brain) -> Vec<(Service, String, String, f64)> {
         }
     }
     all
+}
+
+/// What the services' names are to have: the addresses of the mirrors that get new connections of everybody, by
+/// share. A service whose shares aren't known yet has no names yet, and one that a person has in hand none any more.
+pub fn names(services: &[ServiceConfig], brain: &Brain) -> Names {
+    let mut names = Names::new();
+    for (config, service) in services.iter().zip(brain.services()) {
+        let everyone = service.groups.iter().find(|group| group.prefixes == [None]);
+        let Some(shares) = everyone.and_then(|group| group.shares.as_ref()) else {
+            continue;
+        };
+        if service.is_held {
+            continue;
+        }
+        let mirrors = config.mirrors.iter();
+        let addresses: Vec<NameAddress> = mirrors
+            .filter(|mirror| shares[**mirror] > 0.0)
+            .map(|mirror| NameAddress {
+                address: brain.mirrors()[*mirror].address().address,
+                weight: (shares[*mirror] * 1000.0).round().clamp(1.0, 1000.0) as u16,
+            })
+            .collect();
+        if addresses.is_empty() {
+            continue;
+        }
+        for name in &config.names {
+            names.insert(name.clone(), (addresses.clone(), config.ttl));
+        }
+    }
+    names
 }
 
 fn finite(number: f64) -> Option<f64> {
