@@ -56,7 +56,7 @@ case ${1:-} in
         ((EUID == 0)) || die "only root may lay out networks: run as root"
         ensure_packages ip:iproute2 ss:iproute2 dnsperf:dnsperf dnsmasq:dnsmasq-base unbound:unbound nsd:nsd
         cargo build --release --locked -p naming -p control-cli
-        (($#)) || set -- --out docs/results/naming-table.md
+        (($#)) || set -- --out docs/results/naming.md
         exec scripts/naming-bench.sh "$@"
         ;;
 esac
