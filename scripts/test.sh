@@ -26,6 +26,7 @@ PACKAGES=(
     sshd:openssh-server ssh:openssh-client redis-server:redis-server redis-cli:redis-tools
     openssl:openssl nfs-cp:libnfs-utils ganesha.nfsd:nfs-ganesha-vfs rpcbind:rpcbind tc:iproute2
     websocketd:websocketd aiosmtpd:python3-aiosmtpd faketime:faketime
+    nsd:nsd ldns-signzone:ldnsutils javac:default-jdk-headless
 )
 
 # as_root COMMAND…: as we are when root, otherwise inside a user namespace.
@@ -51,7 +52,7 @@ stage_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings;
 
 # The scenarios run the daemon as it is shipped; everything else is quicker without optimisation.
 stage_build() {
-    cargo build --release --locked -p rewriter -p control-cli -p monitor
+    cargo build --release --locked -p rewriter -p control-cli -p monitor -p naming
     cargo test --workspace --locked --no-run
 }
 
@@ -106,10 +107,11 @@ stage_scenarios() {
     local target name status=0
     need_captures
     target=$(realpath -m "${CARGO_TARGET_DIR:-$ROOT/target}")
-    cargo build --release --locked -p rewriter -p control-cli -p monitor
+    cargo build --release --locked -p rewriter -p control-cli -p monitor -p naming
     cargo test --locked -p scenarios --no-run
     export SHUNTD=$target/release/shuntd SHUNTCTL=$target/release/shuntctl
     export SHUNT_MONITOR_BIN=$target/release/shunt-monitor
+    export SHUNT_NAMING_SERVER=$target/release/shunt-naming
     # Not local: they are needed when this stage's subshell ends.
     first=$(mktemp) again=$(mktemp)
     trap 'rm -f "$first" "$again"' EXIT
@@ -137,6 +139,7 @@ stage_scenarios() {
 # run_scenarios ARGUMENTS…: all of them, or those that the test runner's arguments name.
 run_scenarios() {
     as_root env SHUNTD="$SHUNTD" SHUNTCTL="$SHUNTCTL" SHUNT_MONITOR_BIN="$SHUNT_MONITOR_BIN" \
+        SHUNT_NAMING_SERVER="$SHUNT_NAMING_SERVER" \
         cargo test --locked -p scenarios --no-fail-fast -- "$@"
 }
 

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use control_protocol::{
-    ClientPrefix, ConnectionsQuery, DEFAULT_MONITOR_SOCKET, DEFAULT_SOCKET, Daemon, DecisionsQuery,
-    Divert, Fallback, Grouping, Hold, MAX_PAGE, MAX_WITHIN_MS, Mirror, MirrorAddress, Percent,
-    Redirect, RedirectsQuery, Release, ReleaseHold, Restore, Service, Splice, TcpMove,
+    ClientPrefix, ConnectionsQuery, DEFAULT_MONITOR_SOCKET, DEFAULT_NAMING_SOCKET, DEFAULT_SOCKET,
+    Daemon, DecisionsQuery, Divert, DomainName, Fallback, Grouping, Hold, MAX_PAGE, MAX_TTL,
+    MAX_WITHIN_MS, Mirror, MirrorAddress, NameAddress, NameImport, NameRecords, NameSet, NameUnset,
+    Percent, Redirect, RedirectsQuery, Release, ReleaseHold, Restore, Service, Splice, TcpMove,
 };
 
 /// Puts the options of all subcommands behind those of one.
@@ -52,6 +53,15 @@ Values:
            192.168.7.9         this client
 Quote a MIRROR with a weight, or the shell may take the star for a pattern.";
 
+const NAMES: &str = "\
+Examples:
+  shuntctl name set www.bt.com 10.2.0.3 --ttl 5
+  shuntctl name set www.bt.com 10.2.0.2 '10.2.0.3*3' fd00:2::3
+      All are answered; three times of four, 10.2.0.3 comes first. With *0 one isn't answered.
+  shuntctl name set '*.bt.com' --cname www.bt.com
+  shuntctl name set www.bt.com 10.2.0.3 --https '1 . alpn=h2,h3'
+  shuntctl name set _http._tcp.bt.com --srv '0 5 80 www.bt.com.'";
+
 /// Tell shuntd, the packet rewriter, where connections go.
 ///
 /// A diversion sends the connections of a service to one or more mirrors, and the clients notice
@@ -88,6 +98,7 @@ impl Arguments {
             Command::Decisions(DecisionsArguments { monitor, .. }) | Command::Mirrors(monitor) => {
                 (Daemon::Monitor, &monitor.monitor_socket)
             }
+            Command::Name(name) => (Daemon::Naming, &name.naming),
             _ => (Daemon::Rewriter, &self.socket),
         }
     }
@@ -162,6 +173,10 @@ pub enum Command {
     /// Each update is about the time since the one before.
     Watch(WatchArguments),
 
+    /// Say which names the naming server answers, and with what
+    ///
+    /// All other names it passes on to the DNS. Changes count for the next query, and are kept.
+    Name(NameArguments),
     /// Show the mirrors' vital signs: which are heard, and which leave something unanswered
     ///
     /// HEARD is how long ago anything came from a mirror. UNANSWERED counts what has been sent to it since
@@ -176,6 +191,49 @@ pub enum Command {
 
     /// Show which daemon answers, and how it was started
     Version,
+}
+
+/// What `name` takes.
+#[derive(Debug, Args)]
+pub struct NameArguments {
+    /// The naming server's control socket
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SHUNT_NAMING",
+        hide_env_values = true,
+        default_value = DEFAULT_NAMING_SOCKET,
+        display_order = COMMON
+    )]
+    pub naming: PathBuf,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: NameCommand,
+}
+
+/// What to do about names.
+#[derive(Debug, Subcommand)]
+pub enum NameCommand {
+    /// Answer a name from now on, in place of what was answered for it before
+    ///
+    /// All that the name has is said at once. A query for another type gets an empty answer, unless the naming
+    /// server is told otherwise.
+    #[command(after_help = NAMES)]
+    Set(NameSetArguments),
+
+    /// Answer a name no longer: the DNS is asked again
+    Unset(NameUnsetArguments),
+
+    /// List the names, one line a record
+    List,
+
+    /// Answer all names of a zone file
+    ///
+    /// Each is set with all its records, as if by `set`; either all of them, or none. Other names stay. Records of
+    /// types that can't be listed, such as SOA and NS, are left out.
+    Import(NameImportArguments),
 }
 
 /// What `divert` takes.
@@ -327,6 +385,102 @@ fn milliseconds(text: &str) -> Result<u64, String> {
         .ok()
         .filter(|time| *time <= MAX_WITHIN_MS)
         .ok_or_else(|| wrong.to_owned())
+}
+
+/// What `name set` takes.
+#[derive(Debug, Args)]
+pub struct NameSetArguments {
+    /// The name, or *.NAME for all names below it
+    name: DomainName,
+
+    /// Its addresses, IPv4 and IPv6
+    #[arg(value_name = "ADDRESS", required_unless_present_any = ["cname", "https", "svcb", "srv", "txt"])]
+    addresses: Vec<NameAddress>,
+
+    /// How long clients may remember it, in seconds [default: as the naming server is configured]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_TTL)))]
+    ttl: Option<u32>,
+
+    /// The name that it stands for; then it has nothing else
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["addresses", "https", "svcb", "srv", "txt"])]
+    cname: Option<DomainName>,
+
+    /// An HTTPS record as in a zone file (repeatable)
+    #[arg(long, value_name = "DATA")]
+    https: Vec<String>,
+
+    /// An SVCB record as in a zone file (repeatable)
+    #[arg(long, value_name = "DATA")]
+    svcb: Vec<String>,
+
+    /// An SRV record as in a zone file (repeatable)
+    #[arg(long, value_name = "DATA")]
+    srv: Vec<String>,
+
+    /// A text (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    txt: Vec<String>,
+}
+
+impl NameSetArguments {
+    /// The request that the arguments stand for.
+    pub fn request(&self) -> NameSet {
+        NameSet {
+            name: self.name.clone(),
+            ttl: self.ttl,
+            records: NameRecords {
+                addresses: self.addresses.clone(),
+                cname: self.cname.clone(),
+                https: self.https.clone(),
+                svcb: self.svcb.clone(),
+                srv: self.srv.clone(),
+                txt: self.txt.clone(),
+            },
+        }
+    }
+}
+
+/// What `name unset` takes.
+#[derive(Debug, Args)]
+pub struct NameUnsetArguments {
+    /// The name as it was set
+    name: DomainName,
+}
+
+impl NameUnsetArguments {
+    /// The request that the arguments stand for.
+    pub fn request(&self) -> NameUnset {
+        NameUnset {
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// What `name import` takes.
+#[derive(Debug, Args)]
+pub struct NameImportArguments {
+    /// The zone file; - is the standard input
+    #[arg(value_name = "ZONEFILE")]
+    pub file: PathBuf,
+
+    /// What names without a dot at their end are below of, where the file has no $ORIGIN
+    #[arg(long, value_name = "NAME")]
+    origin: Option<DomainName>,
+
+    /// How long clients may remember every name, in seconds [default: the shortest of each name's records]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_TTL)))]
+    ttl: Option<u32>,
+}
+
+impl NameImportArguments {
+    /// The request that the arguments stand for, with the text of the file.
+    pub fn request(&self, zone: String) -> NameImport {
+        NameImport {
+            zone,
+            origin: self.origin.clone(),
+            ttl: self.ttl,
+        }
+    }
 }
 
 /// What `redirects` takes.

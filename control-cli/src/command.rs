@@ -1,16 +1,22 @@
 //! The commands: each asks the daemon, and hands the result to its report.
 
-use std::io::{self, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use control_protocol::{
-    Call, Client, DecisionsQuery, List, Liveness, Mirrors, Outcome, RedirectsQuery, Stats, Version,
-    Watch,
+    Call, Client, DecisionsQuery, List, Liveness, MAX_LINE, Mirrors, NameList, Outcome,
+    RedirectsQuery, Stats, Version, Watch,
 };
 use serde::Serialize;
 
-use crate::args::{Arguments, Command, DecisionsArguments, StatsArguments, WatchArguments};
+use crate::args::{
+    Arguments, Command, DecisionsArguments, NameArguments, NameCommand, StatsArguments,
+    WatchArguments,
+};
+use crate::names;
 use crate::output::{Format, Output};
 use crate::problem::Problem;
 use crate::report;
@@ -26,8 +32,17 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// The daemon can't be asked, doesn't do it, or the result can't be shown.
 pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<(), Problem> {
     let (daemon, socket) = arguments.daemon();
+    // Before anyone is asked to do anything with it.
+    let zone = match &arguments.command {
+        Command::Name(NameArguments {
+            command: NameCommand::Import(given),
+            ..
+        }) => read_text(&given.file)?,
+        _ => String::new(),
+    };
     let mut client = Client::connect(socket).map_err(|error| Problem::Connect { daemon, error })?;
     match &arguments.command {
+        Command::Name(given) => name(&mut client, &given.command, zone, output),
         Command::Divert(given) => {
             let request = given.request();
             show(&mut client, request.clone(), output, |output, result| {
@@ -89,6 +104,64 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
         Command::Watch(given) => watch(&mut client, given, output),
         Command::Version => show(&mut client, Version {}, output, report::version),
     }
+}
+
+/// Does what the command line says about names.
+fn name<W: Write>(
+    client: &mut Client,
+    command: &NameCommand,
+    zone: String,
+    output: &mut Output<W>,
+) -> Result<(), Problem> {
+    match command {
+        NameCommand::Set(given) => {
+            let request = given.request();
+            show(client, request.clone(), output, |output, result| {
+                names::set(output, &request, result)
+            })
+        }
+        NameCommand::Unset(given) => {
+            let request = given.request();
+            show(client, request.clone(), output, |output, result| {
+                names::unset(output, &request, result)
+            })
+        }
+        NameCommand::List => {
+            let mut report = names::Names::new();
+            let mut request = NameList::default();
+            loop {
+                let page = client.call(request.clone())?;
+                report.page(output, &page).map_err(Problem::Output)?;
+                match page.next {
+                    None => break,
+                    next if next <= request.after => return Err(Problem::EndlessPages),
+                    next => request.after = next,
+                }
+            }
+            report.end(output).map_err(Problem::Output)
+        }
+        NameCommand::Import(given) => show(client, given.request(zone), output, names::import),
+    }
+}
+
+/// The text of a file, or of the standard input, up to what a request can hold.
+fn read_text(path: &Path) -> Result<String, Problem> {
+    let unreadable = |error| Problem::Input {
+        path: path.to_owned(),
+        error,
+    };
+    let read = |reader: &mut dyn Read| {
+        let mut text = String::new();
+        // What is longer is refused as too long a request.
+        reader.take(MAX_LINE as u64 + 1).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    if path.as_os_str() == "-" {
+        return read(&mut io::stdin().lock()).map_err(unreadable);
+    }
+    File::open(path)
+        .and_then(|mut file| read(&mut file))
+        .map_err(unreadable)
 }
 
 /// Shows updates as they come, until as many as were asked for have come, or for ever.

@@ -6,6 +6,7 @@
 
 mod args;
 mod command;
+mod names;
 mod output;
 mod problem;
 mod report;

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use control_protocol::{ClientError, Daemon};
@@ -21,7 +21,14 @@ pub enum Problem {
     },
     /// The daemon didn't do it, or its answer got lost.
     Client(ClientError),
-    /// The daemon hands out a page of connections that it has handed out before.
+    /// A file can't be read.
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The daemon hands out a page that it has handed out before.
     EndlessPages,
     /// The result couldn't be written to standard output.
     Output(io::Error),
@@ -32,6 +39,7 @@ impl Problem {
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Client(ClientError::Refused(_)) => 1,
+            Self::Input { .. } => 2,
             Self::Connect {
                 error:
                     ClientError::NobodyListens { .. }
@@ -63,7 +71,10 @@ impl Problem {
                 with_sources(error),
                 "what was asked may or may not have been done".to_owned(),
             ],
-            Self::EndlessPages => vec!["the daemon's list of connections has no end".to_owned()],
+            Self::Input { path, error } => {
+                vec![format!("can't read {}: {error}", path.display())]
+            }
+            Self::EndlessPages => vec!["the daemon's list has no end".to_owned()],
             Self::Output(error) => vec![format!("can't write the result: {error}")],
         }
     }
@@ -84,6 +95,10 @@ fn how_to_start(daemon: Daemon) -> &'static str {
         }
         Daemon::Monitor => {
             "start shunt-monitor, or say where it listens with --monitor PATH or SHUNT_MONITOR"
+        }
+        Daemon::Naming => {
+            "start the naming server as root with `shunt-naming --upstream ADDR`, or say where it \
+             listens with --naming PATH or SHUNT_NAMING"
         }
     }
 }

@@ -344,7 +344,7 @@ fn pages_that_turn_in_a_circle_are_given_up() {
         .arg("connections")
         .assert()
         .code(4)
-        .stderr("shuntctl: the daemon's list of connections has no end\n");
+        .stderr("shuntctl: the daemon's list has no end\n");
 }
 
 #[test]
@@ -504,6 +504,7 @@ fn help_shows_the_commands() {
       connections  List the connections
       stats        Show what the workers have counted since the daemon started
       watch        Show what is measured of the connections, once a second
+      name         Say which names the naming server answers, and with what
       liveness     Show the mirrors' vital signs: which are heard, and which leave something unanswered
       decisions    Show what the monitor has decided lately, and why
       mirrors      Show what the monitor thinks of the mirrors

@@ -49,9 +49,13 @@ impl Answer {
 
     /// There is such a method, but `daemon` isn't the one that answers it.
     pub fn elsewhere(id: u64, method: &Method, daemon: Daemon) -> Self {
-        let other = match daemon {
-            Daemon::Rewriter => Daemon::Monitor,
-            Daemon::Monitor => Daemon::Rewriter,
+        let other = match method {
+            Method::Decisions(_) | Method::Mirrors(_) => Daemon::Monitor,
+            Method::NameSet(_)
+            | Method::NameUnset(_)
+            | Method::NameList(_)
+            | Method::NameImport(_) => Daemon::Naming,
+            _ => Daemon::Rewriter,
         };
         let message = format!(
             "{} doesn't answer `{}`; {} does, on its own socket, which is usually {}",

@@ -14,7 +14,8 @@
 //!   it as a string. What is wrong with a text is said in a sentence by [`TextError`].
 //! - [`Divert`], [`Redirect`], [`RedirectsQuery`], [`Restore`], [`Hold`], [`ReleaseHold`], [`List`],
 //!   [`ConnectionsQuery`], [`Stats`], [`Watch`], [`Liveness`] and [`Version`] are the parameters of one
-//!   method each, [`DecisionsQuery`] and [`Mirrors`] of those that the monitor answers. The trait
+//!   method each, [`DecisionsQuery`] and [`Mirrors`] of those that the monitor answers,
+//!   [`NameSet`], [`NameUnset`], [`NameList`] and [`NameImport`] of those that the naming server answers. The trait
 //!   [`Call`] pairs them with their results ([`DivertResult`], …), so that no end can mix them up.
 //! - [`read_request`] takes a line to a [`Request`] or to the [`Answer`] that refuses it;
 //!   [`Request::to_line`] and [`Answer::to_line`] write lines. They are pure functions: a server
@@ -44,6 +45,7 @@ mod client;
 mod line;
 mod method;
 mod monitor;
+mod names;
 mod percent;
 mod prefix;
 mod request;
@@ -63,6 +65,10 @@ pub use method::{
 pub use monitor::{
     CheckState, Decision, DecisionsResult, Health, MirrorShare, MirrorState, MirrorsResult, Wish,
 };
+pub use names::{
+    DomainName, MAX_TTL, NameAddress, NameImport, NameImportResult, NameInfo, NameList,
+    NameListResult, NameRecords, NameSet, NameSetResult, NameUnset, NameUnsetResult,
+};
 pub use percent::Percent;
 pub use prefix::ClientPrefix;
 pub use request::{Request, read_request};
@@ -79,3 +85,6 @@ pub const DEFAULT_SOCKET: &str = "/run/shunt/control.sock";
 
 /// Where `shunt-monitor` listens unless told otherwise.
 pub const DEFAULT_MONITOR_SOCKET: &str = "/run/shunt/monitor.sock";
+
+/// Where `shunt-naming` listens unless told otherwise.
+pub const DEFAULT_NAMING_SOCKET: &str = "/run/shunt/naming.sock";

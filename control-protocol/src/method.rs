@@ -8,6 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::address::{Mirror, MirrorAddress, Service};
 use crate::monitor::{DecisionsResult, MirrorsResult};
+use crate::names::{
+    NameImport, NameImportResult, NameList, NameListResult, NameSet, NameSetResult, NameUnset,
+    NameUnsetResult,
+};
 use crate::percent::Percent;
 use crate::prefix::ClientPrefix;
 use crate::results::{
@@ -101,6 +105,14 @@ methods! {
     Decisions(DecisionsQuery) => "decisions", DecisionsResult;
     /// Asks the monitor what it thinks of the mirrors.
     Mirrors(Mirrors) => "mirrors", MirrorsResult;
+    /// Lists a name, for the naming server to answer.
+    NameSet(NameSet) => "name_set", NameSetResult;
+    /// Lists a name no longer.
+    NameUnset(NameUnset) => "name_unset", NameUnsetResult;
+    /// Asks for one page of the names.
+    NameList(NameList) => "name_list", NameListResult;
+    /// Lists the names of a zone file.
+    NameImport(NameImport) => "name_import", NameImportResult;
     /// Asks who is answering.
     Version(Version) => "version", VersionResult;
 }
@@ -112,6 +124,8 @@ pub enum Daemon {
     Rewriter,
     /// `shunt-monitor`, which decides where they should go.
     Monitor,
+    /// `shunt-naming`, which answers names.
+    Naming,
 }
 
 impl Daemon {
@@ -120,6 +134,7 @@ impl Daemon {
         match self {
             Self::Rewriter => "shuntd",
             Self::Monitor => "shunt-monitor",
+            Self::Naming => "shunt-naming",
         }
     }
 
@@ -128,6 +143,7 @@ impl Daemon {
         match self {
             Self::Rewriter => crate::DEFAULT_SOCKET,
             Self::Monitor => crate::DEFAULT_MONITOR_SOCKET,
+            Self::Naming => crate::DEFAULT_NAMING_SOCKET,
         }
     }
 
@@ -135,6 +151,10 @@ impl Daemon {
     pub const fn answers(self, method: &Method) -> bool {
         match method {
             Method::Decisions(_) | Method::Mirrors(_) => matches!(self, Self::Monitor),
+            Method::NameSet(_)
+            | Method::NameUnset(_)
+            | Method::NameList(_)
+            | Method::NameImport(_) => matches!(self, Self::Naming),
             _ => matches!(self, Self::Rewriter),
         }
     }
@@ -484,7 +504,7 @@ fn some_mirrors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Mirror
     Ok(mirrors)
 }
 
-fn null_is_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+pub(crate) fn null_is_default<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
     T: Default + Deserialize<'de>,
     D: Deserializer<'de>,
@@ -501,7 +521,9 @@ fn within<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     }
 }
 
-fn page_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+pub(crate) fn page_limit<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<u32>, D::Error> {
     match Option::deserialize(deserializer)? {
         Some(limit) if !(1..=MAX_PAGE).contains(&limit) => Err(D::Error::custom(format!(
             "`limit` is {limit}; expected a number from 1 to {MAX_PAGE}"
@@ -533,13 +555,15 @@ mod tests {
     #[test]
     fn each_method_has_a_daemon_that_answers_it() {
         for (method, daemons) in [
-            (Method::from(List {}), [true, false]),
-            (Liveness {}.into(), [true, false]),
-            (DecisionsQuery::default().into(), [false, true]),
-            (Mirrors {}.into(), [false, true]),
-            (Version {}.into(), [true, false]),
+            (Method::from(List {}), [true, false, false]),
+            (Liveness {}.into(), [true, false, false]),
+            (DecisionsQuery::default().into(), [false, true, false]),
+            (Mirrors {}.into(), [false, true, false]),
+            (NameList::default().into(), [false, false, true]),
+            (Version {}.into(), [true, false, false]),
         ] {
-            let answers = [Daemon::Rewriter, Daemon::Monitor].map(|d| d.answers(&method));
+            let all = [Daemon::Rewriter, Daemon::Monitor, Daemon::Naming];
+            let answers = all.map(|daemon| daemon.answers(&method));
             assert_eq!(answers, daemons, "{}", method.name());
         }
     }

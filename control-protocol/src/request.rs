@@ -391,13 +391,23 @@ mod tests {
             ErrorCode::UnknownMethod,
             "there is no method \"delete\"; expected one of divert, redirect, redirects, \
              restore, hold, release, list, connections, stats, watch, liveness, decisions, mirrors, \
-             version",
+             name_set, name_unset, name_list, name_import, version",
         );
     }
 
     #[test]
     fn wrong_parameters_are_named() {
         for (method, params, message) in [
+            (
+                "name_set",
+                r#"{"name":"www.bt.com","adresses":["10.2.0.3"]}"#,
+                "unknown field `adresses`",
+            ),
+            (
+                "name_set",
+                r#"{"name":"www.bt.com","ttl":604801}"#,
+                "`ttl` is 604801; expected a number from 0 to 604800, which is a week",
+            ),
             ("divert", "[]", "`params` is []; expected an object"),
             ("divert", "{}", "missing field `service`"),
             (

@@ -102,6 +102,14 @@ pub enum TextError {
         /// The prefix that was probably meant.
         network: IpNet,
     },
+    /// Not a name that can be in the DNS.
+    #[error("\"{seen}\" is not a name: {reason}")]
+    NotAName {
+        /// The whole text.
+        seen: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// Not a number, 0, or more than 100.
     #[error("\"{seen}\" is not a percentage; expected a number from 1 to 100")]
     NotAPercent {

@@ -7,10 +7,11 @@ use std::str::FromStr;
 
 use control_protocol::{
     Answer, ClientPrefix, ConnectionState, ConnectionsQuery, Cursor, DecisionsQuery,
-    DiversionState, Divert, ErrorCode, Fallback, Grouping, Health, Hold, List, Liveness, MAX_PAGE,
-    MAX_WITHIN_MS, Method, Mirror, MirrorAddress, Mirrors, Percent, Protocol, Redirect,
-    RedirectsQuery, Release, ReleaseHold, Request, Restore, Service, Splice, Stats, TcpMove,
-    TextError, Version, Watch, Wish, read_request,
+    DiversionState, Divert, DomainName, ErrorCode, Fallback, Grouping, Health, Hold, List,
+    Liveness, MAX_PAGE, MAX_TTL, MAX_WITHIN_MS, Method, Mirror, MirrorAddress, Mirrors,
+    NameAddress, NameImport, NameList, NameRecords, NameSet, NameUnset, Percent, Protocol,
+    Redirect, RedirectsQuery, Release, ReleaseHold, Request, Restore, Service, Splice, Stats,
+    TcpMove, TextError, Version, Watch, Wish, read_request,
 };
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -85,6 +86,39 @@ fn prefix() -> impl Strategy<Value = ClientPrefix> {
 
 fn cursor() -> impl Strategy<Value = Cursor> {
     (any::<u32>(), any::<u32>()).prop_map(|(worker, slot)| Cursor { worker, slot })
+}
+
+fn name() -> impl Strategy<Value = DomainName> {
+    r"(\*\.)?([a-z0-9_-]{1,63}\.){0,3}[a-z]{1,10}".prop_map(|text| text.parse().expect("a name"))
+}
+
+fn name_address() -> impl Strategy<Value = NameAddress> {
+    (address(), any::<u16>()).prop_map(|(address, weight)| NameAddress { address, weight })
+}
+
+fn name_set() -> impl Strategy<Value = NameSet> {
+    let texts = || vec(".{0,20}", 0..3);
+    (
+        name(),
+        option::of(0..=MAX_TTL),
+        vec(name_address(), 0..4),
+        option::of(name()),
+        [texts(), texts(), texts(), texts()],
+    )
+        .prop_map(
+            |(name, ttl, addresses, cname, [https, svcb, srv, txt])| NameSet {
+                name,
+                ttl,
+                records: NameRecords {
+                    addresses,
+                    cname,
+                    https,
+                    svcb,
+                    srv,
+                    txt,
+                },
+            },
+        )
 }
 
 fn percent() -> impl Strategy<Value = Percent> {
@@ -198,6 +232,15 @@ fn method() -> impl Strategy<Value = Method> {
             by: by.unwrap_or_default()
         }
         .into()),
+        name_set().prop_map(Method::from),
+        name().prop_map(|name| NameUnset { name }.into()),
+        (option::of(name()), option::of(1..=MAX_PAGE)).prop_map(|(after, limit)| NameList {
+            after,
+            limit
+        }
+        .into()),
+        (".{0,40}", option::of(name()), option::of(0..=MAX_TTL))
+            .prop_map(|(zone, origin, ttl)| NameImport { zone, origin, ttl }.into()),
         Just(Version {}.into()),
     ]
 }
@@ -243,6 +286,12 @@ proptest! {
     fn cursors(value in cursor()) { round_trips(&value) }
 
     #[test]
+    fn names(value in name()) { round_trips(&value) }
+
+    #[test]
+    fn name_addresses(value in name_address()) { round_trips(&value) }
+
+    #[test]
     fn requests(id in any::<u64>(), method in method()) {
         let request = Request { id, method };
         prop_assert_eq!(read_request(request.to_line().as_bytes()), Ok(request));
@@ -270,6 +319,8 @@ proptest! {
         check::<MirrorAddress>(&text);
         check::<ClientPrefix>(&text);
         check::<Cursor>(&text);
+        check::<DomainName>(&text);
+        check::<NameAddress>(&text);
     }
 
     /// Any bytes are either a request or get an answer that fits in a line.

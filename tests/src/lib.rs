@@ -7,6 +7,7 @@
 //! - [`Shuntd`] is the daemon on the host `rewriter`; it answers to [`Shuntd::ctl`], which runs
 //!   `shuntctl`. When it ends, it must have left the host as it found it;
 //! - [`ShuntMonitor`] is the monitor that instructs it, beside it;
+//! - [`Naming`] is the naming server, on whichever host;
 //! - [`servers`] are programs that no one here wrote, each of which says its host's name;
 //! - [`BusyServer`] is a web server of set capacity, and [`Load`](load::Load) clients that ask it and count
 //!   what fails: what the monitor is shown with;
@@ -21,9 +22,9 @@
 //!
 //! # What it needs
 //!
-//! Root (or root of a user namespace) and the programs that `scripts/test.sh` installs. The daemon,
-//! the CLI and the monitor are found by the environment variables `SHUNTD`, `SHUNTCTL` and
-//! `SHUNT_MONITOR_BIN`, or where cargo puts them beside the running test.
+//! Root (or root of a user namespace) and the programs that `scripts/test.sh` installs. The daemons
+//! and the CLI are found by the environment variables `SHUNTD`, `SHUNTCTL`, `SHUNT_MONITOR_BIN` and
+//! `SHUNT_NAMING_SERVER`, or where cargo puts them beside the running test.
 
 pub mod analysis;
 mod busy_server;
@@ -32,6 +33,7 @@ pub mod craft;
 mod lab;
 pub mod load;
 pub mod monitor;
+mod naming;
 mod packet;
 mod packet_host;
 mod process;
@@ -43,6 +45,7 @@ pub use busy_server::BusyServer;
 pub use capture::{Capture, Way};
 pub use lab::{Host, Lab};
 pub use monitor::ShuntMonitor;
+pub use naming::Naming;
 pub use packet::{Packet, Protocol, assert_only_between, assert_valid_checksums};
 pub use packet_host::PacketHost;
 pub use process::{Background, Finished, wait_until};

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lab::{Host, bracketed};
-use crate::process::{Background, wait_until};
+use crate::process::{Background, Finished, wait_until};
 
 /// How many bytes [`Nginx`]'s file `/large` has.
 pub const LARGE: usize = 8 << 20;
@@ -212,6 +212,60 @@ pub fn dnsmasq(host: &Host) -> Background {
         [text.as_str(); 5].join(",")
     ));
     let program = host.spawn(&mut command, "dnsmasq");
+    host.wait_for_listener("udp", 53);
+    host.wait_for_listener("tcp", 53);
+    program
+}
+
+/// Where [`nsd`] keeps its zone, which is `shunt.test`.
+pub const ZONE: &str = "shunt.test";
+
+/// NSD at port 53 of these addresses, UDP and TCP, with the zone [`ZONE`] as it stands in this text, signed
+/// (ECDSA P-256, NSEC).
+#[track_caller]
+pub fn nsd(host: &Host, addresses: &[&str], zone: &str) -> Background {
+    let folder = host.file("nsd");
+    fs::create_dir_all(&folder).expect("the scratch directory is ours");
+    fs::write(folder.join("zone"), zone).expect("a small file");
+    let mut signing = host.command("bash");
+    signing.args([
+        "-euc",
+        "cd $0
+        key=$(ldns-keygen -r /dev/urandom -a ECDSAP256SHA256 shunt.test)
+        ldns-signzone -o shunt.test -f signed zone $key",
+    ]);
+    Finished::of(signing.arg(&folder)).success();
+    let listen: String = addresses
+        .iter()
+        .map(|address| format!("    ip-address: {address}\n"))
+        .collect();
+    let folder = folder.display();
+    let configuration = format!(
+        "server:
+             server-count: 1
+             username: root
+             zonesdir: {folder}
+             database: \"\"
+             pidfile: {folder}/nsd.pid
+             xfrdfile: {folder}/xfrd.state
+             zonelistfile: {folder}/zone.list
+             xfrdir: {folder}
+             tcp-count: 200
+             rrl-ratelimit: 0
+         {listen}
+         remote-control:
+             control-enable: no
+         zone:
+             name: shunt.test
+             zonefile: signed
+        "
+    );
+    let path = host.file("nsd.conf");
+    // An indentation is an end of a section to nobody.
+    fs::write(&path, configuration).expect("a small file");
+    let mut command = host.command("nsd");
+    command.arg("-d").arg("-c").arg(&path);
+    let program = host.spawn(&mut command, "nsd");
     host.wait_for_listener("udp", 53);
     host.wait_for_listener("tcp", 53);
     program

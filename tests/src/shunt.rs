@@ -278,7 +278,7 @@ pub fn binary(name: &str) -> PathBuf {
         .find(|path| path.is_file())
         .unwrap_or_else(|| {
             panic!(
-                "no {name} beside {}: run `cargo build -p rewriter -p control-cli -p monitor`, set \
+                "no {name} beside {}: run `cargo build -p rewriter -p control-cli -p monitor -p naming`, set \
                  {variable}, or use `scripts/test.sh scenarios`",
                 program.display()
             )

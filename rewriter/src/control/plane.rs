@@ -617,9 +617,7 @@ impl Handler for Plane {
             Method::Watch(params) => answer(id, self.update(&mut Updates::new(params)).await),
             Method::Liveness(_) => answer(id, self.liveness().await),
             Method::Version(_) => Answer::ok(id, &self.about),
-            method @ (Method::Decisions(_) | Method::Mirrors(_)) => {
-                Answer::elsewhere(id, &method, Daemon::Rewriter)
-            }
+            method => Answer::elsewhere(id, &method, Daemon::Rewriter),
         }
     }
 
