@@ -9,7 +9,7 @@ use hickory_proto::rr::{Name, RecordType};
 use proptest::prelude::*;
 use rewriter::engine::Verdict;
 use rewriter::packet::VnetHeader;
-use rewriter::table::{Direction, Peek, Slot};
+use rewriter::table::{Direction, Peek};
 use support::fragments::cut;
 use support::{MIRROR, World, address, see, tcp, udp};
 
@@ -93,8 +93,8 @@ fn listed_and_other_questions_from_one_port() {
     let counted = |world: &World| -> u64 {
         let connections = world.engines.iter().map(|engine| engine.connections());
         connections
-            .flat_map(|all| (0..all.slots().0).filter_map(|slot| all.get(Slot(slot))))
-            .map(|connection| u64::from(connection.forward_traffic.packets))
+            .flat_map(|all| (0..all.slots()).filter_map(|slot| all.get(slot)))
+            .map(|connection| connection.forward_traffic.packets)
             .sum()
     };
     assert_eq!(

@@ -106,7 +106,7 @@ fn the_list_follows_the_names() {
         (dig("who.shunt.test") == ["192.0.2.100"]).then_some(())
     });
     // ---- another rewriter in its place knows nothing, and is told ----
-    let shuntd = shuntd.restart("");
+    let shuntd = shuntd.kill().restart("");
     shuntd.ctl(&divert).success();
     wait_until("it has the names", || {
         (peeks_at(&shuntd) == Some(1)).then_some(())
