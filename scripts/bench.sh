@@ -46,7 +46,7 @@ case ${1:-} in
         ;;
     instructions)
         ensure_packages valgrind:valgrind
-        cargo build --release --locked -p benches --bin engine-work
+        build_programs
         instructions translate 100000 1000
         instructions translate 100000 100000
         exit
@@ -55,7 +55,7 @@ case ${1:-} in
         shift
         ((EUID == 0)) || die "only root may lay out networks: run as root"
         ensure_packages ip:iproute2 ss:iproute2 dnsperf:dnsperf dnsmasq:dnsmasq-base unbound:unbound nsd:nsd
-        cargo build --release --locked -p naming -p control-cli
+        build_programs
         (($#)) || set -- --out docs/results/naming.md
         exec scripts/naming-bench.sh "$@"
         ;;
@@ -64,7 +64,7 @@ esac
 ((EUID == 0)) || die "only root may lay out networks: run as root"
 ensure_packages "${PACKAGES[@]}"
 [[ -e $STREAM_MODULE ]] || ensure_packages "no-such-command:libnginx-mod-stream"
-cargo build --release --locked -p rewriter -p control-cli -p monitor -p scenarios -p benches
+build_programs
 trap '"$ROOT/scripts/topology.sh" sweep' EXIT
 program=shunt-bench
 if [[ ${1:-} =~ ^(splice|monitor)$ ]]; then

@@ -105,6 +105,12 @@ need_cargo() {
     ensure_packages cc:gcc
 }
 
+# build_programs: all of Shunt's programs, as they are shipped. Always all: another choice of packages would have other
+# features of their libraries, and everything would be built anew.
+build_programs() {
+    (cd "$ROOT" && cargo build --release --locked --workspace --bins)
+}
+
 # The programs of the lab, as COMMAND:PACKAGE.
 # shellcheck disable=SC2034 # used by the scripts that source this file
 LAB_PACKAGES=(

@@ -171,6 +171,7 @@ fn diversion(number: u32, mirror: IpAddr) -> Diversion {
             port: None,
             weight: 1,
         }],
+        peek: None,
     }
 }
 

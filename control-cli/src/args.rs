@@ -8,11 +8,15 @@ use control_protocol::{
     ClientPrefix, ConnectionsQuery, DEFAULT_MONITOR_SOCKET, DEFAULT_NAMING_SOCKET, DEFAULT_SOCKET,
     Daemon, DecisionsQuery, Divert, DomainName, Fallback, Grouping, Hold, MAX_PAGE, MAX_TTL,
     MAX_WITHIN_MS, Mirror, MirrorAddress, NameAddress, NameImport, NameRecords, NameSet, NameUnset,
-    Percent, Redirect, RedirectsQuery, Release, ReleaseHold, Restore, Service, Splice, TcpMove,
+    PeekNames, Percent, Redirect, RedirectsQuery, Release, ReleaseHold, Restore, Service, Splice,
+    TcpMove,
 };
 
 /// Puts the options of all subcommands behind those of one.
 const COMMON: usize = 100;
+
+/// Names in one request, which are at most a quarter of the longest request.
+const PEEK_NAMES_AT_ONCE: usize = 1000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -137,6 +141,13 @@ pub enum Command {
     #[command(after_help = VALUES)]
     Restore(RestoreArguments),
 
+    /// Say for which names DNS queries follow a diversion that was set with --peek
+    ///
+    /// They take the place of those that were said before. A naming server whose configuration names this
+    /// rewriter does this by itself.
+    #[command(after_help = VALUES)]
+    PeekNames(PeekNamesArguments),
+
     /// Have programs that decide by themselves, as the monitor does, leave a service alone
     ///
     /// What you say of SERVICE is carried out as ever. A hold on an address without a port or a protocol
@@ -249,6 +260,16 @@ pub struct DivertArguments {
     /// Only for these clients
     #[arg(long, value_name = "CIDR")]
     from: Option<ClientPrefix>,
+
+    /// Only DNS queries for names that `peek-names` or the naming server lists; all others go on as they are
+    ///
+    /// SERVICE must be a UDP port. Without --peek and --no-peek, a diversion stays as it was in this.
+    #[arg(long, conflicts_with = "no_peek")]
+    peek: bool,
+
+    /// All packets again, of a diversion that was set with --peek
+    #[arg(long)]
+    no_peek: bool,
 }
 
 impl DivertArguments {
@@ -258,7 +279,57 @@ impl DivertArguments {
             service: self.service,
             mirrors: self.mirrors.clone(),
             from: self.from,
+            peek: (self.peek || self.no_peek).then_some(self.peek),
             automatic: false,
+        }
+    }
+}
+
+/// What `peek-names` takes.
+#[derive(Debug, Args)]
+pub struct PeekNamesArguments {
+    /// The service of the diversion
+    pub service: Service,
+
+    /// Names such as www.bt.com, and *.bt.com for all below bt.com
+    #[arg(required_unless_present = "file", value_name = "NAME")]
+    names: Vec<DomainName>,
+
+    /// The clients of the diversion
+    #[arg(long, value_name = "CIDR")]
+    from: Option<ClientPrefix>,
+
+    /// A file with more of them, one a line; - is the standard input
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+impl PeekNamesArguments {
+    /// The requests that the arguments stand for, with these names as well: one for each part of the list.
+    pub fn requests(&self, mut names: Vec<DomainName>) -> Vec<PeekNames> {
+        names.extend_from_slice(&self.names);
+        let mut requests: Vec<PeekNames> = names
+            .chunks(PEEK_NAMES_AT_ONCE)
+            .map(|part| self.request(part.to_vec()))
+            .collect();
+        if requests.is_empty() {
+            requests.push(self.request(Vec::new()));
+        }
+        let last = requests.len() - 1;
+        for (number, request) in requests.iter_mut().enumerate() {
+            request.continues = number > 0;
+            request.more = number < last;
+        }
+        requests
+    }
+
+    fn request(&self, names: Vec<DomainName>) -> PeekNames {
+        PeekNames {
+            service: self.service,
+            from: self.from,
+            names,
+            continues: false,
+            more: false,
         }
     }
 }

@@ -7,14 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use control_protocol::{
-    Call, Client, DecisionsQuery, List, Liveness, MAX_LINE, Mirrors, NameList, Outcome,
-    RedirectsQuery, Stats, Version, Watch,
+    Call, Client, DecisionsQuery, DomainName, List, Liveness, MAX_LINE, MAX_PEEK_NAMES, Mirrors,
+    NameList, Outcome, RedirectsQuery, Stats, Version, Watch,
 };
 use serde::Serialize;
 
 use crate::args::{
-    Arguments, Command, DecisionsArguments, NameArguments, NameCommand, StatsArguments,
-    WatchArguments,
+    Arguments, Command, DecisionsArguments, NameArguments, NameCommand, PeekNamesArguments,
+    StatsArguments, WatchArguments,
 };
 use crate::names;
 use crate::output::{Format, Output};
@@ -25,6 +25,8 @@ use crate::report;
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the monitor is asked whether it has decided something.
 const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes of the longest list of names, each with its line end. What is longer has too many names.
+const MAX_NAMES_TEXT: usize = MAX_PEEK_NAMES * 256;
 
 /// Does what the command line says.
 ///
@@ -32,13 +34,19 @@ const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 /// The daemon can't be asked, doesn't do it, or the result can't be shown.
 pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<(), Problem> {
     let (daemon, socket) = arguments.daemon();
-    // Before anyone is asked to do anything with it.
+    // Before anyone is asked to do anything with it. A longer one is refused as too long a request.
     let zone = match &arguments.command {
         Command::Name(NameArguments {
             command: NameCommand::Import(given),
             ..
-        }) => read_text(&given.file)?,
+        }) => read_text(&given.file, MAX_LINE)?,
         _ => String::new(),
+    };
+    let names = match &arguments.command {
+        Command::PeekNames(PeekNamesArguments {
+            file: Some(file), ..
+        }) => read_names(file)?,
+        _ => Vec::new(),
     };
     let mut client = Client::connect(socket).map_err(|error| Problem::Connect { daemon, error })?;
     match &arguments.command {
@@ -66,6 +74,7 @@ pub fn run<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> Result<()
                 report::restore(output, &request, result)
             })
         }
+        Command::PeekNames(given) => peek_names(&mut client, given, names, output),
         Command::Hold(given) => show(&mut client, given.hold(), output, |output, result| {
             report::hold(output, given.service, result)
         }),
@@ -144,16 +153,50 @@ fn name<W: Write>(
     }
 }
 
-/// The text of a file, or of the standard input, up to what a request can hold.
-fn read_text(path: &Path) -> Result<String, Problem> {
+/// Tells a peeking diversion its names, and shows what became of it.
+fn peek_names<W: Write>(
+    client: &mut Client,
+    given: &PeekNamesArguments,
+    names: Vec<DomainName>,
+    output: &mut Output<W>,
+) -> Result<(), Problem> {
+    let mut result = None;
+    for request in given.requests(names) {
+        result = Some(client.call(request)?);
+    }
+    match result {
+        Some(result) => print(output, &result, |output, result| {
+            report::peek_names(output, given.service, result)
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The names in a file, one a line.
+fn read_names(path: &Path) -> Result<Vec<DomainName>, Problem> {
+    let text = read_text(path, MAX_NAMES_TEXT)?;
+    let mut names = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if !line.is_empty() && !line.starts_with('#') {
+            let name = line.parse().map_err(|error| Problem::Input {
+                path: path.to_owned(),
+                error: io::Error::new(io::ErrorKind::InvalidData, error),
+            })?;
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// The text of a file, or of the standard input, up to this many bytes and one.
+fn read_text(path: &Path, most: usize) -> Result<String, Problem> {
     let unreadable = |error| Problem::Input {
         path: path.to_owned(),
         error,
     };
     let read = |reader: &mut dyn Read| {
         let mut text = String::new();
-        // What is longer is refused as too long a request.
-        reader.take(MAX_LINE as u64 + 1).read_to_string(&mut text)?;
+        reader.take(most as u64 + 1).read_to_string(&mut text)?;
         Ok(text)
     };
     if path.as_os_str() == "-" {

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use control_protocol::{
     ConnectionInfo, Counters, Distribution, Divert, DivertResult, GroupStats, Grouping, HoldResult,
-    ListResult, LivenessResult, Mirror, MirrorAddress, Outcome, Redirect, RedirectResult,
-    RedirectsResult, Restore, RestoreResult, Service, StatsResult, VersionResult, WatchResult,
+    ListResult, LivenessResult, Mirror, MirrorAddress, Outcome, PeekNamesResult, Redirect,
+    RedirectResult, RedirectsResult, Restore, RestoreResult, Service, StatsResult, VersionResult,
+    WatchResult,
 };
 
 use crate::output::{Format, Output};
@@ -197,6 +198,25 @@ fn note_hold<W: Write>(output: &mut Output<W>, service: &Service, held: bool) ->
     )
 }
 
+/// Shows what became of a `peek-names`.
+///
+/// # Errors
+/// The writer's.
+pub fn peek_names<W: Write>(
+    output: &mut Output<W>,
+    service: Service,
+    result: &PeekNamesResult,
+) -> io::Result<()> {
+    if !output.for_people() {
+        return fields(output, &[("names", &result.names)]);
+    }
+    writeln!(
+        output,
+        "{service}: takes DNS queries for {} name(s), and lets all others go on",
+        result.names
+    )
+}
+
 /// Shows what became of a `hold`.
 ///
 /// # Errors
@@ -255,6 +275,10 @@ pub fn list<W: Write>(output: &mut Output<W>, result: &ListResult) -> io::Result
                     Cell::Count(mirror.connections),
                     Cell::text(diversion.state),
                     Cell::optional(diversion.held.then_some("held")),
+                    Cell::optional(diversion.peek.map(|peek| match peek.names {
+                        Some(names) => format!("{names} names"),
+                        None => "no names yet".to_owned(),
+                    })),
                 ]
             })
         })
@@ -270,6 +294,7 @@ pub fn list<W: Write>(output: &mut Output<W>, result: &ListResult) -> io::Result
         "CONNECTIONS",
         "STATE",
         "HELD",
+        "PEEK",
     ])
     .rows(output, &rows)?;
     if output.for_people() && !result.holds.is_empty() {

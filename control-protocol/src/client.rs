@@ -502,6 +502,7 @@ mod tests {
             service: "10.1.0.1:80".parse().expect("a service"),
             mirrors: vec![mirror; MAX_LINE / 10],
             from: None,
+            peek: None,
             automatic: false,
         };
         let daemon = Daemon::answering(Vec::new());

@@ -12,7 +12,7 @@
 //!   ([`Protocol`], [`TcpMove`], …) are values with one text form, read by [`std::str::FromStr`] and
 //!   written by [`std::fmt::Display`]. A person types that form on the command line, and JSON carries
 //!   it as a string. What is wrong with a text is said in a sentence by [`TextError`].
-//! - [`Divert`], [`Redirect`], [`RedirectsQuery`], [`Restore`], [`Hold`], [`ReleaseHold`], [`List`],
+//! - [`Divert`], [`Redirect`], [`RedirectsQuery`], [`Restore`], [`PeekNames`], [`Hold`], [`ReleaseHold`], [`List`],
 //!   [`ConnectionsQuery`], [`Stats`], [`Watch`], [`Liveness`] and [`Version`] are the parameters of one
 //!   method each, [`DecisionsQuery`] and [`Mirrors`] of those that the monitor answers,
 //!   [`NameSet`], [`NameUnset`], [`NameList`] and [`NameImport`] of those that the naming server answers. The trait
@@ -30,6 +30,7 @@
 //!     service: "10.1.0.1:80/tcp".parse()?,
 //!     mirrors: vec!["10.2.0.2:8080".parse()?, "10.2.0.3:8080*3".parse()?],
 //!     from: None,
+//!     peek: None,
 //!     automatic: false,
 //! })?;
 //! assert!(!result.replaced);
@@ -46,6 +47,7 @@ mod line;
 mod method;
 mod monitor;
 mod names;
+mod peek;
 mod percent;
 mod prefix;
 mod request;
@@ -69,6 +71,7 @@ pub use names::{
     DomainName, MAX_TTL, NameAddress, NameImport, NameImportResult, NameInfo, NameList,
     NameListResult, NameRecords, NameSet, NameSetResult, NameUnset, NameUnsetResult,
 };
+pub use peek::{MAX_PEEK_NAMES, PeekInfo, PeekNames, PeekNamesResult};
 pub use percent::Percent;
 pub use prefix::ClientPrefix;
 pub use request::{Request, read_request};

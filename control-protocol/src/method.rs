@@ -12,6 +12,7 @@ use crate::names::{
     NameImport, NameImportResult, NameList, NameListResult, NameSet, NameSetResult, NameUnset,
     NameUnsetResult,
 };
+use crate::peek::{PeekNames, PeekNamesResult};
 use crate::percent::Percent;
 use crate::prefix::ClientPrefix;
 use crate::results::{
@@ -87,6 +88,8 @@ methods! {
     Redirects(RedirectsQuery) => "redirects", RedirectsResult;
     /// Removes a diversion; existing connections stay where they are until they end.
     Restore(Restore) => "restore", RestoreResult;
+    /// Says which names a peeking diversion takes.
+    PeekNames(PeekNames) => "peek_names", PeekNamesResult;
     /// Has programs that decide by themselves leave a service alone.
     Hold(Hold) => "hold", HoldResult;
     /// Lets programs decide about a service again.
@@ -173,6 +176,11 @@ pub struct Divert {
     /// Only these clients; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ClientPrefix>,
+    /// Whether only DNS queries for certain names follow it, which are told with [`PeekNames`]; all others
+    /// go on as they are. Needs a `service` with a port and the protocol UDP. `None`: as it was before, and
+    /// not for a new diversion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peek: Option<bool>,
     /// It is given by a program that decides by itself, which has to leave alone what is held ([`Hold`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub automatic: bool,

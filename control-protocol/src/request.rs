@@ -237,6 +237,7 @@ mod tests {
                 service: "10.1.0.1:80/tcp".parse().expect("a service"),
                 mirrors: vec!["10.2.0.2:8080*3".parse().expect("a mirror")],
                 from: Some("10.0.0.0/8".parse().expect("a prefix")),
+                peek: None,
                 automatic: false,
             }),
         };
@@ -390,7 +391,7 @@ mod tests {
             Some(3),
             ErrorCode::UnknownMethod,
             "there is no method \"delete\"; expected one of divert, redirect, redirects, \
-             restore, hold, release, list, connections, stats, watch, liveness, decisions, mirrors, \
+             restore, peek_names, hold, release, list, connections, stats, watch, liveness, decisions, mirrors, \
              name_set, name_unset, name_list, name_import, version",
         );
     }
@@ -433,7 +434,7 @@ mod tests {
             (
                 "divert",
                 r#"{"service":"10.1.0.1","mirrors":["10.2.0.2"],"form":"10.0.0.0/8"}"#,
-                "unknown field `form`, expected one of `service`, `mirrors`, `from`, `automatic`",
+                "unknown field `form`, expected one of `service`, `mirrors`, `from`, `peek`, `automatic`",
             ),
             (
                 "redirect",

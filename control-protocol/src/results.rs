@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{Protocol, Service};
 use crate::method::Cursor;
+use crate::peek::PeekInfo;
 use crate::prefix::ClientPrefix;
 use crate::text::words;
 
@@ -127,6 +128,10 @@ pub struct DiversionInfo {
     /// Whether programs that decide by themselves leave it alone ([`crate::Hold`]).
     #[serde(default)]
     pub held: bool,
+    /// Whether only DNS queries for certain names follow it ([`crate::Divert::peek`]); `None`: all that goes to
+    /// the service does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peek: Option<PeekInfo>,
 }
 
 /// A mirror of a diversion as it stands.

@@ -9,9 +9,9 @@ use control_protocol::{
     Answer, ClientPrefix, ConnectionState, ConnectionsQuery, Cursor, DecisionsQuery,
     DiversionState, Divert, DomainName, ErrorCode, Fallback, Grouping, Health, Hold, List,
     Liveness, MAX_PAGE, MAX_TTL, MAX_WITHIN_MS, Method, Mirror, MirrorAddress, Mirrors,
-    NameAddress, NameImport, NameList, NameRecords, NameSet, NameUnset, Percent, Protocol,
-    Redirect, RedirectsQuery, Release, ReleaseHold, Request, Restore, Service, Splice, Stats,
-    TcpMove, TextError, Version, Watch, Wish, read_request,
+    NameAddress, NameImport, NameList, NameRecords, NameSet, NameUnset, PeekNames, Percent,
+    Protocol, Redirect, RedirectsQuery, Release, ReleaseHold, Request, Restore, Service, Splice,
+    Stats, TcpMove, TextError, Version, Watch, Wish, read_request,
 };
 use ipnet::IpNet;
 use proptest::collection::vec;
@@ -162,14 +162,33 @@ fn method() -> impl Strategy<Value = Method> {
             service(),
             vec(mirror(), 1..4),
             option::of(prefix()),
+            option::of(any::<bool>()),
             any::<bool>()
         )
-            .prop_map(|(service, mirrors, from, automatic)| {
+            .prop_map(|(service, mirrors, from, peek, automatic)| {
                 Divert {
                     service,
                     mirrors,
                     from,
+                    peek,
                     automatic,
+                }
+                .into()
+            }),
+        (
+            service(),
+            option::of(prefix()),
+            vec(name(), 0..4),
+            any::<bool>(),
+            any::<bool>()
+        )
+            .prop_map(|(service, from, names, continues, more)| {
+                PeekNames {
+                    service,
+                    from,
+                    names,
+                    continues,
+                    more,
                 }
                 .into()
             }),

@@ -260,6 +260,7 @@ fn give(client: &mut Client, order: &Order) -> Result<u64, ClientError> {
                 service,
                 mirrors,
                 from,
+                peek: None,
                 automatic: true,
             })?;
             return Ok(0);

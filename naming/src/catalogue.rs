@@ -152,6 +152,16 @@ impl Catalogue {
         self.names.iter().map(set).collect()
     }
 
+    /// The names, in the order of their texts.
+    pub fn names(&self) -> impl Iterator<Item = &DomainName> {
+        self.names.keys()
+    }
+
+    /// Grows with each change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// How many queries were answered, by name.
     pub fn answered(&self) -> impl Iterator<Item = (&DomainName, u64)> {
         self.names

@@ -11,13 +11,14 @@ use std::thread;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use control_protocol::{DEFAULT_NAMING_SOCKET, MAX_TTL};
+use control_protocol::{DEFAULT_NAMING_SOCKET, MAX_TTL, Protocol, Service};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use crate::answer::{CookieSecret, OtherTypes, Rules};
 use crate::passing::MAX_UPSTREAMS;
+use crate::rewriters::Rewriter;
 use crate::tcp;
 
 /// The port of the DNS.
@@ -95,6 +96,9 @@ pub struct Options {
     /// File that keeps the listed names [default: /var/lib/shunt/naming.json]
     #[arg(long, value_name = "PATH")]
     pub state: Option<PathBuf>,
+    /// Peeking diversions that are told the names; in the file only, as tables `[[rewriter]]`.
+    #[arg(skip)]
+    pub rewriter: Vec<Rewriter>,
 }
 
 /// What becomes of types that a listed name hasn't got.
@@ -252,6 +256,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Where the names are kept.
     pub state: PathBuf,
+    /// Who is told the names; none twice.
+    pub rewriters: Vec<Rewriter>,
 }
 
 /// What is wrong with the options.
@@ -297,6 +303,15 @@ pub enum ConfigError {
     /// The upstream's address stands for no machine.
     #[error("upstream {0} is the address of no machine")]
     NoMachine(SocketAddr),
+    /// A rewriter's service that can't be of a peeking diversion.
+    #[error(
+        "service {0} of a rewriter isn't a UDP port; only a diversion of one peeks, such as {address}:53/udp",
+        address = .0.address
+    )]
+    NotUdpPort(Service),
+    /// A rewriter is given twice.
+    #[error("{0} is given twice")]
+    RewriterTwice(Rewriter),
     /// A prefix has bits set behind its length.
     #[error("{given} has host bits set; did you mean {meant}?")]
     HostBits {
@@ -360,6 +375,7 @@ impl Options {
             metrics: self.metrics.or(other.metrics),
             socket: self.socket.or(other.socket),
             state: self.state.or(other.state),
+            rewriter: or_list(self.rewriter, other.rewriter),
         }
     }
 
@@ -399,6 +415,19 @@ impl Options {
                     meant: net.trunc(),
                 });
             }
+        }
+        let mut rewriters: Vec<Rewriter> = Vec::new();
+        for mut rewriter in self.rewriter {
+            let service = rewriter.service;
+            if service.port.is_none() || service.protocol != Some(Protocol::Udp) {
+                return Err(ConfigError::NotUdpPort(service));
+            }
+            // A prefix that all clients lie in is the same as none.
+            rewriter.from = rewriter.from.filter(|from| from.network().prefix_len() > 0);
+            if rewriters.contains(&rewriter) {
+                return Err(ConfigError::RewriterTwice(rewriter));
+            }
+            rewriters.push(rewriter);
         }
         let query_log_size = self.query_log_size.unwrap_or(64 << 20);
         within("query-log-size", query_log_size, 1 << 12, 1 << 40)?;
@@ -445,6 +474,7 @@ impl Options {
             state: self
                 .state
                 .unwrap_or_else(|| "/var/lib/shunt/naming.json".into()),
+            rewriters,
         })
     }
 }
@@ -521,6 +551,13 @@ mod tests {
             metrics = "127.0.0.1:9353"
             socket = "/tmp/s"
             state = "/tmp/n"
+
+            [[rewriter]]
+            service = "10.0.0.53:53/udp"
+            [[rewriter]]
+            socket = "/tmp/c"
+            service = "10.0.0.53:53/udp"
+            from = "10.1.0.0/24"
             "#,
         )
         .unwrap();
@@ -556,6 +593,14 @@ mod tests {
         );
         assert_eq!(settings.query_log, Some(("/tmp/q".into(), 10_000)));
         assert!(settings.metrics.is_some());
+        let rewriters: Vec<String> = settings.rewriters.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            rewriters,
+            [
+                "the diversion of 10.0.0.53:53/udp at /run/shunt/control.sock",
+                "the diversion of 10.0.0.53:53/udp from 10.1.0.0/24 at /tmp/c"
+            ]
+        );
         // As many keys as the command line has flags, so none has been forgotten above.
         let command = Options::augment_args(clap::Command::new("shunt-naming"));
         assert_eq!(command.get_arguments().count(), 19);
@@ -578,6 +623,11 @@ mod tests {
             error("upstream = [\"192.0.2.53\", \"192.0.2.53:53\"]"),
             "upstream 192.0.2.53:53 is given twice"
         );
+        assert!(
+            with_upstream("[[rewriter]]\nservice = \"10.0.0.53:53\"").contains("isn't a UDP port")
+        );
+        let twice = "[[rewriter]]\nservice = \"10.0.0.53:53/udp\"\n".repeat(2);
+        assert!(with_upstream(&twice).contains("given twice"));
         assert!(error("upstream = [\"0.0.0.0\"]").contains("no machine"));
         for itself in ["127.0.0.1", "::1"] {
             assert!(

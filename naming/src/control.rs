@@ -1,7 +1,8 @@
 //! The control plane: changes come in over the socket, are kept in the state file, and then count.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError};
 
 use arc_swap::ArcSwap;
 use control_protocol::{
@@ -40,7 +41,9 @@ pub enum ControlError {
 /// All that the control socket can change.
 #[derive(Debug)]
 pub struct Control {
-    catalogue: ArcSwap<Catalogue>,
+    catalogue: Arc<ArcSwap<Catalogue>>,
+    /// Who wants to know when the names change.
+    waiting: std::sync::Mutex<Vec<SyncSender<()>>>,
     /// One change at a time.
     changing: Mutex<()>,
     state: Arc<StateFile>,
@@ -72,7 +75,8 @@ impl Control {
         }
         shared.table.store(catalogue.table());
         Ok(Self {
-            catalogue: ArcSwap::from_pointee(catalogue),
+            catalogue: Arc::new(ArcSwap::from_pointee(catalogue)),
+            waiting: std::sync::Mutex::default(),
             changing: Mutex::new(()),
             state: Arc::new(state),
             shared,
@@ -84,6 +88,19 @@ impl Control {
     /// The names as they are.
     pub fn catalogue(&self) -> Arc<Catalogue> {
         self.catalogue.load_full()
+    }
+
+    /// The names as they are whenever they are looked at.
+    pub fn shared_catalogue(&self) -> Arc<ArcSwap<Catalogue>> {
+        Arc::clone(&self.catalogue)
+    }
+
+    /// Something comes out of this when the names have changed since the last time; it ends with the control plane.
+    pub fn changes(&self) -> Receiver<()> {
+        let (sender, receiver) = sync_channel(1);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push(sender);
+        receiver
     }
 
     async fn set(&self, params: NameSet) -> Result<NameSetResult, ControlError> {
@@ -139,6 +156,11 @@ impl Control {
         tokio::task::spawn_blocking(move || state.write(sets)).await??;
         self.shared.table.store(changed.table());
         self.catalogue.store(Arc::new(changed));
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for sender in &*waiting {
+            // One that is full says it already.
+            let _ = sender.try_send(());
+        }
         Ok(result)
     }
 }

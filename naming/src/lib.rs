@@ -11,6 +11,7 @@
 //! - [`worker`]: the loop over all of these, one thread a core;
 //! - [`tcp`]: the same over TCP, a task a client;
 //! - [`records`], [`catalogue`], [`state`], [`control`]: the names as they are told, kept on the disk, and shown;
+//! - [`rewriters`]: those who send queries this way are told the names;
 //! - [`config`]: what the server was told at its start.
 
 pub mod answer;
@@ -23,6 +24,7 @@ pub mod metrics;
 pub mod passing;
 pub mod query_log;
 pub mod records;
+pub mod rewriters;
 pub mod state;
 pub mod table;
 pub mod tcp;

@@ -21,6 +21,7 @@ use naming::counters::Counters;
 use naming::metrics::{self, Metrics};
 use naming::passing;
 use naming::query_log::QueryLog;
+use naming::rewriters;
 use naming::state::StateFile;
 use naming::table::Table;
 use naming::tcp;
@@ -71,6 +72,13 @@ Then, for instance:
 
 To put it in the way of clients who go on asking 10.0.0.53, on a rewriter between them:
   shuntctl divert 10.0.0.53:53 10.2.0.5:53 --from 10.1.0.0/24
+
+So that the rewriter sends it only queries for names that it lists:
+  shuntctl divert 10.0.0.53:53/udp 10.2.0.5:53 --peek
+and in the file, which tells them to the rewriter:
+        [[rewriter]]
+        socket = \"/run/shunt/control.sock\"
+        service = \"10.0.0.53:53/udp\"
 
 Log messages go to the standard error; RUST_LOG=debug shows more of them.";
 
@@ -226,6 +234,8 @@ async fn serve(
         let metrics = Metrics::new(Arc::clone(&shared), Arc::clone(&control));
         tokio::spawn(metrics::serve(listener, Arc::new(metrics)));
     }
+    rewriters::start(&settings.rewriters, &control)
+        .context("can't start telling the rewriters the names")?;
     info!(
         "ready: {names} name(s), {} worker(s); listening at {}; control socket at {}",
         settings.workers,

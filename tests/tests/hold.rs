@@ -36,6 +36,7 @@ fn a_program_leaves_alone_what_a_person_has_taken_over() {
         service,
         mirrors: vec![mirror.parse().expect("a mirror")],
         from: None,
+        peek: None,
         automatic: true,
     };
     let redirect = Redirect {
@@ -46,11 +47,13 @@ fn a_program_leaves_alone_what_a_person_has_taken_over() {
         splice: Splice::default(),
         from_mirror: None,
         share: None,
+        peek: None,
         automatic: true,
     };
     let restore = Restore {
         service,
         from: None,
+        peek: None,
         automatic: true,
     };
 
@@ -108,6 +111,7 @@ fn a_hold_on_an_address_is_one_on_all_that_goes_there() {
             service: service.parse().expect("a service"),
             mirrors: vec![MIRROR1.parse().expect("a mirror")],
             from: None,
+            peek: None,
             automatic: true,
         })
     };

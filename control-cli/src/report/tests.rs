@@ -2,7 +2,8 @@
 
 use super::*;
 use control_protocol::{
-    DiversionInfo, DiversionState, MirrorInfo, MirrorLiveness, OneWayStats, RedirectInfo, Traffic,
+    DiversionInfo, DiversionState, MirrorInfo, MirrorLiveness, OneWayStats, PeekInfo, RedirectInfo,
+    Traffic,
 };
 
 const TERMINAL: Format = Format::Terminal { bold: false };
@@ -43,6 +44,7 @@ fn changes_are_told_in_sentences() {
         service,
         mirrors,
         from: None,
+        peek: None,
         automatic: false,
     };
     assert_eq!(
@@ -136,6 +138,7 @@ fn diversions_have_a_line_for_each_mirror() {
                 mirrors: vec![mirror(2, 1, 12), mirror(3, 0, 1)],
                 state: DiversionState::Active,
                 held: true,
+                peek: None,
             },
             DiversionInfo {
                 service: "10.1.0.9".parse().expect("a service"),
@@ -146,6 +149,7 @@ fn diversions_have_a_line_for_each_mirror() {
                 }],
                 state: DiversionState::Restored,
                 held: false,
+                peek: Some(PeekInfo { names: Some(2) }),
             },
         ],
         holds: vec![

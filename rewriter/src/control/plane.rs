@@ -15,10 +15,11 @@ use std::time::Instant;
 
 use control_protocol::{
     Answer, ClientPrefix, ConnectionsQuery, ConnectionsResult, Counters, Cursor, Daemon,
-    DiversionState, Divert, DivertResult, ErrorCode, GroupStats, Grouping, Hold, HoldResult,
-    ListResult, LivenessResult, MAX_PAGE, Method, Mirror, MirrorAddress, Redirect, RedirectInfo,
-    RedirectResult, RedirectsQuery, RedirectsResult, ReleaseHold, Request, Restore, RestoreResult,
-    Service, Stats, StatsResult, VersionResult, Watch, WatchResult,
+    DiversionState, Divert, DivertResult, DomainName, ErrorCode, GroupStats, Grouping, Hold,
+    HoldResult, ListResult, LivenessResult, MAX_PAGE, MAX_PEEK_NAMES, Method, Mirror,
+    MirrorAddress, PeekNames, PeekNamesResult, Redirect, RedirectInfo, RedirectResult,
+    RedirectsQuery, RedirectsResult, ReleaseHold, Request, Restore, RestoreResult, Service, Stats,
+    StatsResult, VersionResult, Watch, WatchResult,
 };
 use control_server::Handler;
 use log::{info, warn};
@@ -32,7 +33,7 @@ use super::view;
 use crate::engine::{self, MirrorSigns, Time};
 use crate::io::routes::RoutesError;
 use crate::packet::Endpoint;
-use crate::table::{Diversion, DiversionId, Diversions, Refusal};
+use crate::table::{Diversion, DiversionId, Diversions, Peek, Refusal};
 use crate::worker::{WorkerGone, Workers};
 
 /// How many redirects are remembered.
@@ -63,6 +64,8 @@ struct Rules {
     /// The latest redirects, the oldest first.
     redirects: VecDeque<RedirectRecord>,
     next_redirect: u64,
+    /// The names that peeking diversions have been told of lists whose last part is yet to come.
+    peek_parts: HashMap<DiversionId, Vec<DomainName>>,
 }
 
 /// A redirect that was given.
@@ -107,6 +110,14 @@ enum PlaneError {
     LocalService(IpAddr),
     #[error("{0}")]
     NotDiverted(String),
+    #[error("the diversion of {0} doesn't peek; set it with `peek` first")]
+    NotPeeking(Service),
+    #[error("there is no part of a list of names that these could continue; begin anew")]
+    NothingToContinue,
+    #[error("a peeking diversion takes at most {MAX_PEEK_NAMES} names")]
+    TooManyNames,
+    #[error("a name can't be listed: {0}")]
+    Name(#[from] dns_question::NameError),
     #[error("there is no redirect {0}, or it is long ago; `redirects` lists those that are known")]
     NoRedirect(u64),
     #[error("say which redirect to cancel: `id` is missing")]
@@ -131,6 +142,10 @@ impl PlaneError {
             | Self::Held(_)
             | Self::LocalService(_)
             | Self::NotDiverted(_)
+            | Self::NotPeeking(_)
+            | Self::NothingToContinue
+            | Self::TooManyNames
+            | Self::Name(_)
             | Self::NoRedirect(_)
             | Self::CancelWhich
             | Self::ShareOfWhich
@@ -161,6 +176,7 @@ impl Plane {
                 next_id: 0,
                 redirects: VecDeque::new(),
                 next_redirect: 1,
+                peek_parts: HashMap::new(),
             }),
         }
     }
@@ -188,11 +204,12 @@ impl Plane {
             service,
             mirrors,
             from,
+            peek,
             automatic,
         } = params;
         let mut rules = self.rules.lock().await;
         rules.holds.admit(&service, automatic)?;
-        let (replaced, _) = self.set(&mut rules, service, mirrors, from).await?;
+        let (replaced, _) = self.set(&mut rules, service, mirrors, from, peek).await?;
         let held = rules.holds.instructed(service, automatic);
         Ok(DivertResult { replaced, held })
     }
@@ -222,7 +239,7 @@ impl Plane {
         }
         let mut rules = self.rules.lock().await;
         rules.holds.admit(&service, automatic)?;
-        let (replaced, diversion) = self.set(&mut rules, service, mirrors, from).await?;
+        let (replaced, diversion) = self.set(&mut rules, service, mirrors, from, None).await?;
         let held = rules.holds.instructed(service, automatic);
         let id = rules.next_redirect;
         rules.next_redirect += 1;
@@ -295,13 +312,63 @@ impl Plane {
         Ok(RedirectsResult { redirects })
     }
 
-    /// Adds or replaces a diversion everywhere. Tells whether it replaced one, and its number.
+    async fn peek_names(&self, params: PeekNames) -> Result<PeekNamesResult, PlaneError> {
+        let PeekNames {
+            service,
+            from,
+            names: part,
+            continues,
+            more,
+        } = params;
+        let from = from.filter(|from| from.network().prefix_len() > 0);
+        let mut rules = self.rules.lock().await;
+        let Some(mut diversion) = rules.diversions.get(&service, from.as_ref()).cloned() else {
+            return Err(PlaneError::NotDiverted(not_diverted(
+                &rules.diversions,
+                &service,
+                from,
+            )));
+        };
+        if diversion.peek.is_none() {
+            return Err(PlaneError::NotPeeking(service));
+        }
+        let before = rules.peek_parts.remove(&diversion.id);
+        let mut names = match continues {
+            true => before.ok_or(PlaneError::NothingToContinue)?,
+            false => Vec::new(),
+        };
+        names.extend(part);
+        if names.len() > MAX_PEEK_NAMES {
+            return Err(PlaneError::TooManyNames);
+        }
+        if more {
+            let told = names.len() as u64;
+            rules.peek_parts.insert(diversion.id, names);
+            return Ok(PeekNamesResult { names: told });
+        }
+        let peek = Peek::at(&names)?;
+        let listed = peek.names().unwrap_or_default();
+        diversion.peek = Some(peek);
+        let for_workers = diversion.clone();
+        self.workers
+            .ask_all(move |engine| engine.divert(for_workers.clone()))
+            .await?;
+        info!("{} peeks at {listed} name(s)", describe(&diversion));
+        rules.diversions.set(diversion);
+        Ok(PeekNamesResult {
+            names: listed as u64,
+        })
+    }
+
+    /// Adds or replaces a diversion everywhere. Whether it peeks stays as it is unless that is said. Tells
+    /// whether it replaced one, and its number.
     async fn set(
         &self,
         rules: &mut Rules,
         service: Service,
         mirrors: Vec<Mirror>,
         from: Option<ClientPrefix>,
+        peek: Option<bool>,
     ) -> Result<(bool, DiversionId), PlaneError> {
         // A prefix that all clients lie in is the same as none.
         let from = from.filter(|from| from.network().prefix_len() > 0);
@@ -313,11 +380,17 @@ impl Plane {
             .cloned();
         let known = before.as_ref().or(restored_before.as_ref());
         let id = known.map_or(DiversionId(rules.next_id), |d| d.id);
+        let peek_before = before.as_ref().and_then(|d| d.peek.clone());
         let diversion = Diversion {
             id,
             service,
             from,
             mirrors,
+            peek: match peek {
+                None => peek_before,
+                Some(true) => Some(peek_before.unwrap_or_default()),
+                Some(false) => None,
+            },
         };
         rules.diversions.check(&diversion, &self.proxies)?;
         let address = service.address;
@@ -365,6 +438,7 @@ impl Plane {
             .ask_all(move |engine| engine.restore(&service, from.as_ref()))
             .await?;
         rules.diversions.remove(&service, from.as_ref());
+        rules.peek_parts.remove(&diversion.id);
         rules.restored.push(diversion.clone());
         let held = rules.holds.instructed(service, automatic);
         let usage = self.usage().await?;
@@ -608,6 +682,7 @@ impl Handler for Plane {
             Method::Redirect(params) => answer(id, self.redirect(params).await),
             Method::Redirects(params) => answer(id, self.redirects(params).await),
             Method::Restore(params) => answer(id, self.restore(params).await),
+            Method::PeekNames(params) => answer(id, self.peek_names(params).await),
             Method::Hold(params) => answer(id, self.hold(params).await),
             Method::Release(params) => Answer::ok(id, &self.release(params).await),
             Method::List(_) => answer(id, self.list().await),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use control_protocol::{
     ConnectionInfo, ConnectionState, Counters, DiversionInfo, DiversionState, End, MirrorInfo,
-    MirrorLiveness, Outcome, Service, Splice, Timing, Traffic,
+    MirrorLiveness, Outcome, PeekInfo, Service, Splice, Timing, Traffic,
 };
 
 use crate::engine::{
@@ -242,5 +242,8 @@ pub(super) fn diversion_info(
         mirrors,
         state,
         held,
+        peek: diversion.peek.as_ref().map(|peek| PeekInfo {
+            names: peek.names().map(|names| names as u64),
+        }),
     }
 }

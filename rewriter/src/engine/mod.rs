@@ -8,7 +8,8 @@
 //! ([`Ownership`]). A packet takes these steps (patent, figure 3):
 //!
 //! 1. Its headers are checked ([`crate::packet`]); a malformed packet is dropped.
-//! 2. If it belongs to a connection, that says which way it goes: *forward* or *reverse*.
+//! 2. A datagram that a peeking diversion doesn't take passes unchanged, whatever else is known of it.
+//!    If the packet belongs to a connection, that says which way it goes: *forward* or *reverse*.
 //! 3. Otherwise, a packet to a proxy address is dropped. Any other is the first of a new connection,
 //!    because a diversion wants it, or it passes unchanged.
 //!    Fragments of either kind are first put together (`fragments.rs`).
@@ -360,6 +361,9 @@ impl Engine {
         let Some(flow) = packet.flow() else {
             return self.decide_without_flow(packet, offload, now);
         };
+        if self.is_let_by(&flow, packet, offload) {
+            return Verdict::Passed;
+        }
         match self.connections.find(&flow) {
             Some((slot, direction)) if agree(packet.transport(), direction) => {
                 if direction == Direction::Forward && opens(packet) && self.has_ended(slot) {
@@ -373,6 +377,17 @@ impl Engine {
             }
             _ => self.decide_new(&flow, packet, offload, now),
         }
+    }
+
+    /// Whether the diversion for this packet peeks, and doesn't take it.
+    fn is_let_by(&self, flow: &Flow, packet: &Packet<'_>, offload: &VnetHeader) -> bool {
+        let (client, service) = (flow.source.address, flow.destination);
+        self.diversions
+            .peek(client, service, flow.protocol)
+            .is_some_and(|peek| {
+                let segment_length = (offload.gso() == GsoType::Udp).then_some(offload.gso_size);
+                !peek.takes(packet.payload(), segment_length)
+            })
     }
 
     /// Decides on a packet of no connection that this worker has.

@@ -11,6 +11,7 @@ use control_protocol::{ClientPrefix, Mirror, MirrorAddress, Protocol, Service};
 use rand::Rng;
 use thiserror::Error;
 
+use super::Peek;
 use crate::packet::{Address, Endpoint};
 
 /// The number of a diversion. It keeps it when its mirrors change.
@@ -28,6 +29,8 @@ pub struct Diversion {
     pub from: Option<ClientPrefix>,
     /// Where the traffic goes, shared by weight.
     pub mirrors: Vec<Mirror>,
+    /// Only DNS queries for these names follow it; none: all packets do.
+    pub peek: Option<Peek>,
 }
 
 /// Why a diversion isn't taken.
@@ -92,6 +95,12 @@ pub enum Refusal {
         /// The protocol.
         protocol: Protocol,
     },
+    /// A diversion that is to look at DNS queries, of a service that may be something else.
+    #[error(
+        "{0} isn't a UDP port, so there are no DNS queries to peek at; write the service as \
+         IP:PORT/udp, such as {address}:53/udp", address = .0.address
+    )]
+    PeekWithoutUdpPort(Service),
     /// A service or mirror that is one of the rewriter's own proxy addresses.
     #[error("{0} is a proxy address of this rewriter; traffic to it would loop")]
     IsProxy(IpAddr),
@@ -202,6 +211,8 @@ impl Diversion {
 pub struct Diversions {
     /// By service address; the most specific first.
     by_service: HashMap<Address, Vec<Diversion>, RandomState>,
+    /// Whether any of them peeks.
+    any_peeks: bool,
     /// Services without a diversion that may still have connections.
     remembered: HashSet<Address, RandomState>,
 }
@@ -215,6 +226,8 @@ impl Diversions {
         same_service.retain(|d| (d.service, d.from) != (diversion.service, diversion.from));
         let at = same_service.partition_point(|d| d.specificity() > diversion.specificity());
         same_service.insert(at, diversion);
+        let any_peeks = self.iter().any(|d| d.peek.is_some());
+        self.any_peeks = any_peeks;
     }
 
     /// Removes a diversion. Its service is remembered until [`Diversions::forget`].
@@ -227,6 +240,8 @@ impl Diversions {
                 self.remembered.insert(address);
             }
         }
+        let any_peeks = self.iter().any(|d| d.peek.is_some());
+        self.any_peeks = any_peeks;
     }
 
     /// Says that a service without a diversion has no connections any more.
@@ -251,6 +266,14 @@ impl Diversions {
             .get(&service.address)?
             .iter()
             .find(|diversion| diversion.matches(client, service, protocol))
+    }
+
+    /// The names that the diversion for a packet is limited to, if it is.
+    pub fn peek(&self, client: Address, service: Endpoint, protocol: Protocol) -> Option<&Peek> {
+        if !self.any_peeks || protocol != Protocol::Udp {
+            return None;
+        }
+        self.find(client, service, protocol)?.peek.as_ref()
     }
 
     /// The diversion with just this service and client prefix.
@@ -319,6 +342,11 @@ fn check_alone(diversion: &Diversion, proxies: &[IpAddr]) -> Result<(), Refusal>
     }
     if mirrors.iter().all(|mirror| mirror.weight == 0) {
         return Err(Refusal::NoWeight);
+    }
+    if diversion.peek.is_some()
+        && (service.port.is_none() || service.protocol != Some(Protocol::Udp))
+    {
+        return Err(Refusal::PeekWithoutUdpPort(*service));
     }
     check_host(service.address, proxies)?;
     if let Some(from) = from
@@ -440,6 +468,7 @@ mod tests {
                 .iter()
                 .map(|mirror| mirror.parse().unwrap())
                 .collect(),
+            peek: None,
         }
     }
 

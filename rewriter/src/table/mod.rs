@@ -1,6 +1,7 @@
 //! The address table (patent, figure 2b, 207), one shard of it for each worker.
 //!
 //! - [`Diversions`] (209): which service goes to which mirrors. Every worker has all of them.
+//!   A [`Peek`] is the list of names that one may be limited to.
 //! - [`Connections`] (211): the pair of pairs of each connection that this worker owns, found by
 //!   either pair, with a [`TimerWheel`] beside it that tells which may have become idle.
 //! - [`Aggregates`]: connections of one diversion, mirror and client prefix, taken together, with what
@@ -13,6 +14,7 @@ mod connections;
 mod diversions;
 mod flow_index;
 mod latency;
+mod peek;
 mod proxy_pool;
 mod slot_list;
 mod timer_wheel;
@@ -28,6 +30,7 @@ pub use connection::{
 pub use connections::{Connections, FETCHED_AT_ONCE, Slot};
 pub use diversions::{Diversion, DiversionId, Diversions, Refusal, check_proxies};
 pub use latency::Latency;
+pub use peek::Peek;
 pub use proxy_pool::{Exhausted, ProxyPool, Taken};
 pub use timer_wheel::{Tick, TimerWheel};
 pub use totals::{OneWay, SIZE_CLASSES, Timed, Totals};

@@ -20,7 +20,7 @@ use rewriter::engine::{
     Timeouts, Verdict,
 };
 use rewriter::packet::{Packet, VnetHeader};
-use rewriter::table::{ClientGroups, Diversion, DiversionId};
+use rewriter::table::{ClientGroups, Diversion, DiversionId, Peek};
 
 pub const CLIENT: &str = "1.2.3.4:3456";
 pub const SERVICE: &str = "100.100.100.100:80";
@@ -343,6 +343,21 @@ impl World {
         mirrors: &[&str],
         from: Option<&str>,
     ) -> DiversionId {
+        self.set(service, mirrors, from, None)
+    }
+
+    /// A diversion of DNS queries for certain names only.
+    pub fn divert_peeking(&mut self, service: &str, mirrors: &[&str], peek: Peek) -> DiversionId {
+        self.set(service, mirrors, None, Some(peek))
+    }
+
+    fn set(
+        &mut self,
+        service: &str,
+        mirrors: &[&str],
+        from: Option<&str>,
+        peek: Option<Peek>,
+    ) -> DiversionId {
         let id = DiversionId(self.next_id);
         self.next_id += 1;
         let diversion = Diversion {
@@ -353,6 +368,7 @@ impl World {
                 .iter()
                 .map(|mirror| mirror.parse().unwrap())
                 .collect(),
+            peek,
         };
         for engine in &mut self.engines {
             engine.divert(diversion.clone());
