@@ -211,8 +211,8 @@ impl Diversion {
 pub struct Diversions {
     /// By service address; the most specific first.
     by_service: HashMap<Address, Vec<Diversion>, RandomState>,
-    /// Whether any of them peeks.
-    any_peeks: bool,
+    /// How many of them peek.
+    peeking: usize,
     /// Services without a diversion that may still have connections.
     remembered: HashSet<Address, RandomState>,
 }
@@ -222,26 +222,31 @@ impl Diversions {
     pub fn set(&mut self, diversion: Diversion) {
         let address = diversion.service.address.into();
         self.remembered.remove(&address);
+        self.peeking += usize::from(diversion.peek.is_some());
         let same_service = self.by_service.entry(address).or_default();
-        same_service.retain(|d| (d.service, d.from) != (diversion.service, diversion.from));
+        same_service.retain(|d| {
+            let is_kept = (d.service, d.from) != (diversion.service, diversion.from);
+            self.peeking -= usize::from(!is_kept && d.peek.is_some());
+            is_kept
+        });
         let at = same_service.partition_point(|d| d.specificity() > diversion.specificity());
         same_service.insert(at, diversion);
-        let any_peeks = self.iter().any(|d| d.peek.is_some());
-        self.any_peeks = any_peeks;
     }
 
     /// Removes a diversion. Its service is remembered until [`Diversions::forget`].
     pub fn remove(&mut self, service: &Service, from: Option<&ClientPrefix>) {
         let address = service.address.into();
         if let Some(same_service) = self.by_service.get_mut(&address) {
-            same_service.retain(|d| (&d.service, d.from.as_ref()) != (service, from));
+            same_service.retain(|d| {
+                let is_kept = (&d.service, d.from.as_ref()) != (service, from);
+                self.peeking -= usize::from(!is_kept && d.peek.is_some());
+                is_kept
+            });
             if same_service.is_empty() {
                 self.by_service.remove(&address);
                 self.remembered.insert(address);
             }
         }
-        let any_peeks = self.iter().any(|d| d.peek.is_some());
-        self.any_peeks = any_peeks;
     }
 
     /// Says that a service without a diversion has no connections any more.
@@ -270,7 +275,7 @@ impl Diversions {
 
     /// The names that the diversion for a packet is limited to, if it is.
     pub fn peek(&self, client: Address, service: Endpoint, protocol: Protocol) -> Option<&Peek> {
-        if !self.any_peeks || protocol != Protocol::Udp {
+        if self.peeking == 0 || protocol != Protocol::Udp {
             return None;
         }
         self.find(client, service, protocol)?.peek.as_ref()
@@ -477,6 +482,27 @@ mod tests {
             "10.10.10.10".parse().unwrap(),
             "fd00:10::10".parse().unwrap(),
         ]
+    }
+
+    #[test]
+    fn peeking_diversions_are_counted_as_they_come_and_go() {
+        let peeking = |id| Diversion {
+            peek: Some(Peek::default()),
+            ..diversion(id, "10.0.0.53:53/udp", &["10.1.0.1"], None)
+        };
+        let service = peeking(0).service;
+        let mut table = Diversions::default();
+        table.set(diversion(1, "10.0.0.54", &["10.1.0.1"], None));
+        assert_eq!(table.peeking, 0);
+        table.set(peeking(0));
+        table.set(peeking(0));
+        assert_eq!(table.peeking, 1);
+        table.set(diversion(0, "10.0.0.53:53/udp", &["10.1.0.1"], None));
+        assert_eq!(table.peeking, 0);
+        table.set(peeking(0));
+        table.remove(&service, None);
+        table.remove(&service, None);
+        assert_eq!(table.peeking, 0);
     }
 
     fn refusal(existing: &[Diversion], new: &Diversion) -> String {
