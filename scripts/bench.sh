@@ -8,6 +8,8 @@
 #   scripts/bench.sh splice ARGUMENTS…    what splice-bench --help says
 #   scripts/bench.sh monitor          what the monitor is worth to clients, into docs/results/ (half an hour)
 #   scripts/bench.sh monitor ARGUMENTS…   what monitor-bench --help says
+#   scripts/bench.sh naming           the naming server beside dnsmasq and unbound, into docs/results/ (5 minutes)
+#   scripts/bench.sh naming ARGUMENTS…    what scripts/naming-bench.sh says, e.g. --rounds 1 --seconds 1
 #   scripts/bench.sh memory           the engine in memory, by criterion
 #   scripts/bench.sh instructions     how many instructions a packet takes, by callgrind
 #
@@ -48,6 +50,14 @@ case ${1:-} in
         instructions translate 100000 1000
         instructions translate 100000 100000
         exit
+        ;;
+    naming)
+        shift
+        ((EUID == 0)) || die "only root may lay out networks: run as root"
+        ensure_packages ip:iproute2 ss:iproute2 dnsperf:dnsperf dnsmasq:dnsmasq-base unbound:unbound nsd:nsd
+        cargo build --release --locked -p naming -p control-cli
+        (($#)) || set -- --out docs/results/naming.md
+        exec scripts/naming-bench.sh "$@"
         ;;
 esac
 

@@ -38,7 +38,10 @@ on() {
 }
 
 clean_up() {
-    ((${#PIDS[@]} == 0)) || kill "${PIDS[@]}" 2>/dev/null || true
+    if ((${#PIDS[@]})); then
+        kill "${PIDS[@]}" 2>/dev/null || true
+        wait "${PIDS[@]}" 2>/dev/null || true
+    fi
     "$ROOT/scripts/topology.sh" down "$PREFIX"
     rm -rf -- "$DIR"
 }
@@ -104,6 +107,7 @@ server:
     num-queries-per-thread: 4096
     cache-max-ttl: $ttl
     module-config: iterator
+    local-zone: "test." nodefault
     do-daemonize: no
     username: ""
     chroot: ""
@@ -205,6 +209,7 @@ mkdir -p "$DIR"
 "$ROOT/scripts/topology.sh" up "$PREFIX"
 files
 servers
+read -r LOAD _ </proc/loadavg
 SERVERS=(naming:5301 dnsmasq-forwarding:5302 dnsmasq-caching:5303 unbound-forwarding:5304 unbound-caching:5305)
 for ((round = 1; round <= ROUNDS; round++)); do
     say "round $round of $ROUNDS" >&2
@@ -218,13 +223,39 @@ for ((round = 1; round <= ROUNDS; round++)); do
     done
 done
 report() {
-    echo "Own names:"
-    echo
+    cat <<EOF
+# Results: the naming server
+
+Made by \`scripts/bench.sh naming\`: medians of $ROUNDS rounds of $SECONDS_EACH s each, on Linux $(uname -r) with $(nproc) cores, $(date -u +%F).
+Load of the machine in the minute before the first round: $LOAD. Where that is much, others used it too, and the ratios count more
+than the rates.
+
+In the lab, dnsperf (20 sockets, $(nproc) threads, 500 queries under way) asks from the client over a veth link; the servers run on the
+rewriter's host, and NSD on the origin is the DNS behind them. All run at once, but one is asked at a time; each round asks
+all, in turn, and *beside dnsmasq* is the median of the ratios within the rounds. Processor time is the server's own, user's and
+system's. dnsperf, the server and NSD share the cores, so the rate is bounded by all of them together. *Lost* is what dnsperf gave up
+in all rounds: at its start it sends 500 queries at once.
+
+## Own names
+
+$NAMES names with an address each: \`name import\`, \`--addn-hosts\`, \`local-data\`.
+
+EOF
     table own
-    echo
-    echo "Passed names (nsd: asked directly; caching: from the second time on these ask nobody):"
-    echo
+    cat <<EOF
+
+## Passed names
+
+$HOSTS names of NSD's zone. *Forwarding* is without a cache, as the naming server has none; *caching* answers from its cache from the second
+time on, and asks nobody. *nsd* is NSD asked directly.
+
+EOF
     table other
+    cat <<EOF
+
+Versions: $(dnsmasq --version | sed -n '1s/  .*//p'), $(unbound -V | sed -n '1s/Version/unbound/p'), $(nsd -v 2>&1 | sed -n 1p),
+dnsperf $(dpkg-query --show --showformat='${Version}' dnsperf).
+EOF
 }
 report
 [[ -z $OUT ]] || report >"$OUT"

@@ -101,6 +101,7 @@ stage_bench() {
     scripts/bench.sh --quick
     scripts/bench.sh splice --quick
     scripts/bench.sh monitor --quick
+    scripts/bench.sh naming --rounds 1 --seconds 1
 }
 
 stage_scenarios() {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use control_protocol::NameListResult;
 use nix::sys::signal::Signal;
-use scenarios::{Host, Lab, MIRROR1, MIRROR1_6, MIRROR2, Naming, servers, wait_until};
+use scenarios::{
+    Host, Lab, MIRROR1, MIRROR1_6, MIRROR2, Naming, SERVICE, SERVICE6, servers, wait_until,
+};
 
 /// The naming server's flags: on the first mirror, with the origin as upstream.
 const FLAGS: &str = "--listen 10.2.0.2 --listen fd00:2::2 --upstream 10.3.0.2";
@@ -19,7 +21,7 @@ fn resolving(host: &Host, server: &str, code: &str) -> std::process::Command {
         &file,
         format!("nameserver {server}\noptions timeout:2 attempts:2\n"),
     )
-    .unwrap();
+    .expect("a small file");
     let mut command = host.command("unshare");
     let code = format!("mount --bind {} /etc/resolv.conf\n{code}", file.display());
     command.args(["--mount", "bash", "-euc", &code]);
@@ -247,6 +249,24 @@ fn names_outlive_the_server_however_it_ends() {
         assert!(refused.stderr.contains("line "), "{refused:?}");
     }
     assert_eq!(fs::read_to_string(&state).unwrap(), text);
+}
+
+/// Without addresses it answers at all of them, from the one that was asked.
+#[test]
+fn an_answer_comes_from_the_address_that_was_asked() {
+    let lab = Lab::new();
+    let _dns = servers::dnsmasq(&lab.mirror2);
+    let naming = Naming::start(&lab.origin, "--upstream 10.2.0.3");
+    naming.name("set www.bt.com 10.2.0.3 --ttl 5").success();
+    for server in ["10.3.0.2", SERVICE, "fd00:3::2", SERVICE6] {
+        for transport in ["+notcp", "+tcp"] {
+            let dig =
+                |name: &str| Naming::dig(&lab.client, &format!("@{server} {transport} {name}"));
+            // dig believes no answer from elsewhere.
+            assert_eq!(dig("www.bt.com"), ["10.2.0.3"], "{server}");
+            assert_eq!(dig("who.shunt.test"), ["192.0.2.2"], "{server}");
+        }
+    }
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn queries() -> Vec<Vec<u8>> {
                 _ => names[number / 3 % names.len()].to_owned(),
             };
             let mut query = Query::query(
-                Name::from_ascii(name).unwrap(),
+                Name::from_ascii(name).expect("a name"),
                 match number % 13 {
                     5 => [RecordType::A, RecordType::TXT][number / 13 % 2],
                     _ => types[(number / 7 + number) % types.len()],
@@ -125,14 +125,14 @@ fn queries() -> Vec<Vec<u8>> {
                 }
                 message.set_edns(edns);
             }
-            message.to_vec().unwrap()
+            message.to_vec().expect("a message")
         })
         .collect()
 }
 
 /// The answer over UDP, without its id.
 fn ask(socket: &UdpSocket, query: &[u8]) -> Vec<u8> {
-    socket.send(query).unwrap();
+    socket.send(query).expect("it can be sent");
     let mut buffer = vec![0; 65_535];
     let length = socket
         .recv(&mut buffer)
@@ -143,10 +143,14 @@ fn ask(socket: &UdpSocket, query: &[u8]) -> Vec<u8> {
 
 /// The same over a TCP connection.
 fn ask_stream(stream: &mut TcpStream, query: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(query.len()).unwrap().to_be_bytes();
-    stream.write_all(&[&length, query].concat()).unwrap();
+    let length = u16::try_from(query.len())
+        .expect("it is short")
+        .to_be_bytes();
+    stream
+        .write_all(&[&length, query].concat())
+        .expect("it can be sent");
     let mut length = [0; 2];
-    stream.read_exact(&mut length).unwrap();
+    stream.read_exact(&mut length).expect("an answer");
     let mut answer = vec![0; u16::from_be_bytes(length).into()];
     stream
         .read_exact(&mut answer)

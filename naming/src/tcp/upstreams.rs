@@ -42,7 +42,8 @@ struct State {
 }
 
 impl Upstreams {
-    /// Asks these, each of which may take as long as `timeout` to connect and to answer.
+    /// Asks these, each of which may take as long as `timeout` to connect, and twice as long to answer, as over
+    /// UDP.
     pub fn new(addresses: &[SocketAddr], timeout: Duration) -> Self {
         let upstreams = addresses.iter().map(|address| Upstream {
             address: *address,
@@ -70,8 +71,7 @@ impl Upstreams {
         });
         for (id, upstream) in order {
             let begun = Instant::now();
-            let answer = timeout(self.timeout, upstream.ask(query)).await;
-            let answer = answer.ok().and_then(Result::ok);
+            let answer = upstream.ask(query, self.timeout).await.ok();
             upstream.locked(|state| {
                 state.down_until = answer.is_none().then(|| Instant::now() + DOWN_TIME);
             });
@@ -87,17 +87,29 @@ impl Upstreams {
 }
 
 impl Upstream {
-    async fn ask(&self, query: &[u8]) -> io::Result<Vec<u8>> {
+    async fn ask(&self, query: &[u8], patience: Duration) -> io::Result<Vec<u8>> {
+        // One that says nothing says nothing on a new connection either.
+        let exchange = async |stream: &mut TcpStream| {
+            timeout(2 * patience, exchange(stream, query))
+                .await
+                .map_err(|_| io::ErrorKind::TimedOut)?
+        };
         // A kept connection may have been closed by the other end: that isn't the upstream's failure.
         while let Some(mut stream) = self.locked(take_fresh) {
-            if let Ok(answer) = exchange(&mut stream, query).await {
-                self.keep(stream);
-                return Ok(answer);
+            match exchange(&mut stream).await {
+                Ok(answer) => {
+                    self.keep(stream);
+                    return Ok(answer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+                Err(_) => {}
             }
         }
-        let mut stream = TcpStream::connect(self.address).await?;
+        let mut stream = timeout(patience, TcpStream::connect(self.address))
+            .await
+            .map_err(|_| io::ErrorKind::TimedOut)??;
         stream.set_nodelay(true)?;
-        let answer = exchange(&mut stream, query).await?;
+        let answer = exchange(&mut stream).await?;
         self.keep(stream);
         Ok(answer)
     }

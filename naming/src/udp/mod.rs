@@ -239,11 +239,11 @@ impl Outbox {
         let fd = socket.as_fd().as_raw_fd();
         match local {
             Local::V4(info) => {
-                // The address that was asked is told as the destination; the route is the kernel's.
+                // The route is the kernel's affair; the address is the one that was asked.
                 let info = libc::in_pktinfo {
                     ipi_ifindex: 0,
-                    ipi_spec_dst: info.ipi_addr,
                     ipi_addr: libc::in_addr { s_addr: 0 },
+                    ..*info
                 };
                 let control = [ControlMessage::Ipv4PacketInfo(&info)];
                 sendmsg(fd, &parts, &control, MsgFlags::MSG_DONTWAIT, to.as_ref())?;
