@@ -9,8 +9,8 @@ use std::thread;
 
 use control_protocol::{
     Answer, Call, ConnectionsQuery, DecisionsQuery, Divert, DivertResult, ErrorCode, Hold, List,
-    Liveness, Method, Mirrors, NameImport, NameList, NameSet, NameUnset, Redirect, RedirectsQuery,
-    ReleaseHold, Restore, Stats, Version, Watch, read_request,
+    Liveness, Method, Mirrors, NameImport, NameList, NameSet, NameUnset, PeekNames, Redirect,
+    RedirectsQuery, ReleaseHold, Restore, Stats, Version, Watch, read_request,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,6 +74,7 @@ fn the_examples_are_right_and_there_is_one_for_each_method() {
             Method::NameUnset(_) => check_result::<NameUnset>(&answer),
             Method::NameList(_) => check_result::<NameList>(&answer),
             Method::NameImport(_) => check_result::<NameImport>(&answer),
+            Method::PeekNames(_) => check_result::<PeekNames>(&answer),
             Method::Hold(_) => check_result::<Hold>(&answer),
             Method::Release(_) => check_result::<ReleaseHold>(&answer),
             Method::Liveness(_) => check_result::<Liveness>(&answer),

@@ -15,10 +15,13 @@ use rewriter::engine::{
     Config, Engine, HopLimit, Ownership, Redirect, Sweep, Time, Timeouts, Verdict,
 };
 use rewriter::packet::{Packet, VnetHeader};
-use rewriter::table::{ClientGroups, Diversion, DiversionId};
+use rewriter::table::{ClientGroups, Diversion, DiversionId, Peek};
 
 const SERVICES: [&str; 4] =
     ["100.1.1.1:80", "100.1.1.1", "[2001:db8::100]:80/tcp", "2001:db8::100"];
+/// A service of which only DNS queries for some names are diverted.
+const PEEKED: &str = "100.1.1.1:53/udp";
+const NAMES: [&str; 3] = ["a", "*.b", "*.a.b"];
 const MIRRORS: [[&str; 2]; 2] = [["10.2.0.2", "10.2.0.3"], ["fd00:2::2", "fd00:2::3"]];
 const PROXIES: [&str; 2] = ["10.10.10.10", "fd00:10::10"];
 
@@ -30,6 +33,8 @@ enum Step {
     Packet { v6: bool, reverse: bool, protocol: u8, rest: Vec<u8>, offload: Offload },
     /// An ICMP error about the packet that was last translated, more or less as it was.
     Error { kind: u8, says: [u8; 4], keep: u8, damage: Option<(u8, u8)>, offload: Offload },
+    /// A DNS query, more or less, or several in a super-packet.
+    Query { header: [u8; 12], plain: bool, name: Vec<u8>, times: u8, offload: Offload },
     Pass { seconds: u16 },
     Divert { service: u8, mirror: bool, both: bool },
     Redirect { service: u8, how: u8, force: bool },
@@ -69,7 +74,16 @@ impl World {
                     mss_clamp: Some(1400),
                     hop_limit: if worker == 1 { HopLimit::Lower } else { HopLimit::Raise },
                 };
-                Engine::new(&config, now)
+                let mut engine = Engine::new(&config, now);
+                let names = NAMES.map(|name| name.parse().unwrap());
+                engine.divert(Diversion {
+                    id: DiversionId(SERVICES.len() as u32),
+                    service: PEEKED.parse().unwrap(),
+                    from: None,
+                    mirrors: vec!["10.2.0.5:53".parse().unwrap()],
+                    peek: Some(Peek::at(&names).unwrap()),
+                });
+                engine
             })
             .collect();
         Self { engines, last: Vec::new(), now, redirects: 0 }
@@ -91,6 +105,24 @@ impl World {
                 }
                 self.handle(error(kind, says, &self.last, &quote), &offload);
             }
+            Step::Query { mut header, plain, name, times, offload } => {
+                if plain {
+                    header[2..6].copy_from_slice(&[1, 0, 0, 1]);
+                }
+                // Letters that names in the list have come up by themselves too rarely.
+                let name: Vec<u8> = name.iter().map(|byte| match byte {
+                    0..=0x1F => 1,
+                    0x20..=0x3F => b'a',
+                    0x40..=0x5F => b'B',
+                    0x60..=0x7F => 0,
+                    other => *other,
+                }).take(300).collect();
+                let message = [&header[..], &name, &[0, 0, 1, 0, 1]].concat();
+                let payload = message.repeat(usize::from(times % 4) + 1);
+                let length = (payload.len() as u16 + 8).to_be_bytes();
+                let udp = [&[4, 0, 0, 53][..], &length, &[0, 0], &payload].concat();
+                self.handle(packet(false, false, 2, &udp), &offload);
+            }
             Step::Pass { seconds } => {
                 self.now = self.now.after(Duration::from_secs(seconds.into()));
                 for engine in &mut self.engines {
@@ -106,6 +138,7 @@ impl World {
                     service: SERVICES[number].parse().unwrap(),
                     from: None,
                     mirrors: mirrors.iter().map(|mirror| mirror.parse().unwrap()).collect(),
+                    peek: None,
                 };
                 for engine in &mut self.engines {
                     engine.divert(diversion.clone());

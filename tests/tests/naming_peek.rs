@@ -21,7 +21,7 @@ fn naming_with_rewriter<'lab>(lab: &'lab Lab, shuntd: &Shuntd<'_>) -> Naming<'la
          service = \"{SERVICE}:53/udp\"\n",
         shuntd.socket().display()
     );
-    fs::write(&config, text).expect("the scratch directory is ours");
+    fs::write(&config, text).expect("a small file");
     Naming::start(&lab.mirror1, &format!("--config {}", config.display()))
 }
 
