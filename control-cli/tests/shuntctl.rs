@@ -498,6 +498,7 @@ fn help_shows_the_commands() {
       redirect     Send new and existing connections to other servers
       redirects    Show what has become of the latest redirects, or have one wait no longer
       restore      Remove a diversion; existing connections stay on their mirror until they end
+      peek-names   Say for which names DNS queries follow a diversion that was set with --peek
       hold         Have programs that decide by themselves, as the monitor does, leave a service alone
       release      Let programs decide about a service again
       list         List the diversions with their mirrors, one line a mirror

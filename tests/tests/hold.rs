@@ -47,13 +47,11 @@ fn a_program_leaves_alone_what_a_person_has_taken_over() {
         splice: Splice::default(),
         from_mirror: None,
         share: None,
-        peek: None,
         automatic: true,
     };
     let restore = Restore {
         service,
         from: None,
-        peek: None,
         automatic: true,
     };
 

@@ -158,16 +158,16 @@ fn diversions_have_a_line_for_each_mirror() {
         ],
     };
     insta::assert_snapshot!(written(TERMINAL, |output| list(output, &result)), @r"
-    SERVICE          FROM        MIRROR       WEIGHT  CONNECTIONS  STATE     HELD
-    10.1.0.1:80/tcp  -           10.2.0.2:80       1           12  active    held
-    10.1.0.1:80/tcp  -           10.2.0.3:80       0            1  active    held
-    10.1.0.9         10.0.0.0/8  10.2.0.4          0            7  restored  -
+    SERVICE          FROM        MIRROR       WEIGHT  CONNECTIONS  STATE     HELD  PEEK
+    10.1.0.1:80/tcp  -           10.2.0.2:80       1           12  active    held  -
+    10.1.0.1:80/tcp  -           10.2.0.3:80       0            1  active    held  -
+    10.1.0.9         10.0.0.0/8  10.2.0.4          0            7  restored  -     2 names
     held: 10.1.0.1, 10.1.0.2:25
     ");
     insta::assert_snapshot!(written(Format::Plain, |output| list(output, &result)), @r"
-    10.1.0.1:80/tcp	-	10.2.0.2:80	1	12	active	held
-    10.1.0.1:80/tcp	-	10.2.0.3:80	0	1	active	held
-    10.1.0.9	10.0.0.0/8	10.2.0.4	0	7	restored	-
+    10.1.0.1:80/tcp	-	10.2.0.2:80	1	12	active	held	-
+    10.1.0.1:80/tcp	-	10.2.0.3:80	0	1	active	held	-
+    10.1.0.9	10.0.0.0/8	10.2.0.4	0	7	restored	-	2 names
     ");
 }
 
