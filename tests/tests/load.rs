@@ -104,7 +104,8 @@ fn every_failure_is_counted_once_and_by_its_kind() {
         .map(|host| BusyServer::start(host, "--workers 50 --service-time 10ms"))
         .into_iter()
         .collect();
-    let shuntd = Shuntd::start(&lab, "");
+    // Otherwise the rewriter would spare clients the refusals.
+    let shuntd = Shuntd::start(&lab, "--refused-retries 0");
     let divert = format!("divert {SERVICE}:80/tcp {MIRROR1} {MIRROR2} {MIRROR3}");
     shuntd.ctl(&divert).success();
     let from = CLIENTS.join(" --from ");
