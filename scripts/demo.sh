@@ -112,7 +112,7 @@ if ! in_userns; then
     need_cargo
     ensure_packages "${LAB_PACKAGES[@]}"
     say "building Shunt (cargo build --release)"
-    (cd "$ROOT" && cargo build --release --locked -p rewriter -p control-cli -p monitor)
+    build_programs
 fi
 need_root_or_userns "$ROOT/scripts/demo.sh" "$@"
 
