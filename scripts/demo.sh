@@ -248,9 +248,10 @@ MONITOR=$!
 wait_for "the monitor diverts the service (see $FILES/monitor.log)" \
     grep -q "start:" "$FILES/monitor.log"
 ctl mirrors
-kill -KILL "$(<"/run/$PREFIX-lab/mirror1/nginx.pid")"
+mapfile -t SERVERS < <(ip netns pids "$PREFIX-mirror1")
+kill -KILL "${SERVERS[@]}"
 for _ in {1..50}; do page || true; done >"$FILES/pages" 2>&1
-expect "of 50 requests just after mirror 1's server was killed were answered by mirror 2" \
+expect "of 50 requests just after mirror 1's servers were killed were answered by mirror 2" \
     "$(grep -cx 'mirror 2' "$FILES/pages")" 50
 wait_for "the monitor takes mirror 1 out" grep -q "failover:" "$FILES/monitor.log"
 ctl decisions
