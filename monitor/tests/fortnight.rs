@@ -2,7 +2,7 @@
 //! monitor's assignment costs, beside the best that somebody could have chosen who knew all, and beside equal shares
 //! with health checks; how often it moves anything; and that it undoes nothing before it has settled.
 //!
-//! `cargo test -p monitor --test fortnight -- --nocapture` prints the table of `docs/results/monitor.md`.
+//! `cargo test -p monitor --test fortnight -- --nocapture` prints the table of `docs/monitor.md`.
 
 mod world;
 
