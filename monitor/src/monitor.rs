@@ -270,11 +270,10 @@ impl Monitor {
     fn take_vitals(&mut self, mirror: usize) {
         let (config, health) = (&self.config.mirrors[mirror], &self.health[mirror]);
         let standing = health.standing();
-        let state = match standing.state {
-            _ if config.checks.is_empty() => brain::State::Up,
-            check::State::Up => brain::State::Up,
-            check::State::Down => brain::State::Down,
-            check::State::Unknown => brain::State::Unknown,
+        let state = if config.checks.is_empty() {
+            brain::State::Up
+        } else {
+            standing.state
         };
         let says_load =
             |check: &check::CheckConfig| matches!(check.kind, check::Kind::Prometheus(_));
@@ -282,11 +281,7 @@ impl Monitor {
         let vitals = Vitals {
             state,
             reason: self.reasons[mirror].clone(),
-            wish: match standing.wish {
-                check::Wish::None => brain::Wish::None,
-                check::Wish::Drain => brain::Wish::Drain,
-                check::Wish::Maintenance => brain::Wish::Maintenance,
-            },
+            wish: standing.wish,
             planned: self.planned[mirror],
             weight: standing.weight,
             load,

@@ -7,6 +7,7 @@ use control_protocol::MirrorAddress;
 use super::Settings;
 use super::tally::Latest;
 use crate::assign::Place;
+use crate::check::{State, Wish};
 use crate::model::{Learner, Queue, Sample};
 
 /// Answers after which what was measured is worth a sample, and the time after which fewer will do.
@@ -24,30 +25,6 @@ const SLOW_START_LOAD: f64 = 0.7;
 /// that any waits.
 const FIRST_TRIAL: u32 = 10;
 const LONGEST_PAUSE: Duration = Duration::from_secs(1800);
-
-/// Whether a mirror can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum State {
-    /// Its checks haven't decided.
-    #[default]
-    Unknown,
-    /// It can.
-    Up,
-    /// It can't.
-    Down,
-}
-
-/// What the mirror itself, or its keeper, wishes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Wish {
-    /// To be used.
-    #[default]
-    None,
-    /// To get nothing new.
-    Drain,
-    /// Not to be used.
-    Maintenance,
-}
 
 /// What the calendar says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -213,11 +190,6 @@ impl Mirror {
             || self
                 .utilisation()
                 .is_some_and(|utilisation| utilisation >= settings.overload)
-    }
-
-    /// Whether it has been asked for a while and answers nothing.
-    pub fn is_stalled(&self) -> bool {
-        self.is_stalled
     }
 
     /// How it stands.

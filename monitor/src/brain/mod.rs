@@ -28,8 +28,9 @@ use std::time::Duration;
 
 use control_protocol::{ClientPrefix, GroupStats, Service};
 
+pub use crate::check::{State, Wish};
 pub use decision::{Action, Change, Decision, Kind, Order};
-pub use mirror::{Mirror, Planned, Standing, State, Vitals, Wish};
+pub use mirror::{Mirror, Planned, Standing, Vitals};
 pub use service::{Group, ServiceMind};
 
 use crate::assign::{Demand, Place, Problem, Shares, Want};

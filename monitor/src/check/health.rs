@@ -36,20 +36,22 @@ pub struct Standing {
 }
 
 /// Whether a mirror is well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum State {
     /// Its checks say so.
     Up,
     /// At least one of its checks says that it isn't.
     Down,
     /// Nothing is known yet, or can be known.
+    #[default]
     Unknown,
 }
 
 /// What a mirror's agents wish to be done with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Wish {
     /// Nothing in particular.
+    #[default]
     None,
     /// No new connections; the existing ones may stay.
     Drain,
